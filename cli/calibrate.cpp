@@ -1,0 +1,69 @@
+// meshwright calibrate: measures this machine, for --system local.
+#include "executor/calibrate.h"
+
+#include <fmt/format.h>
+
+#include <fstream>
+#include <iostream>
+#include <memory>
+
+#include "cli/inputs.h"
+#include "executor/data/cache.h"
+#include "executor/launch/launcher.h"
+#include "executor/launch/mpi_session.h"
+#include "reports/figures.h"
+
+namespace meshwright {
+namespace {
+
+struct Options {
+  std::string write_to;  // set for the ranks that measure
+  bool json = false;
+};
+
+// On every rank that measures.
+int measure(const std::filesystem::path& file) {
+  const MpiSession mpi;
+  const nlohmann::ordered_json system = calibrate(mpi.world(), [](const std::string& what) { log_info("measuring: " + what); });
+  if (mpi.rank() != 0) return kDone;
+  write_atomically(file, [&](const std::filesystem::path& temporary) {
+    std::ofstream out(temporary);
+    out << system.dump(2) << '\n';
+    out.close();
+    if (!out) throw std::runtime_error(fmt::format("{} can't be written", temporary.string()));
+  });
+  return kDone;
+}
+
+int run(const Options& options, const Invocation& invocation) {
+  if (!options.write_to.empty()) return measure(options.write_to);
+  if (is_started_rank()) return measure(calibration_file());
+  if (const int code = calibrate_machine(invocation); code != kDone) return code;
+  const std::filesystem::path file = calibration_file();
+  const System system = load_system_file(file);
+  if (options.json) {
+    std::cout << std::ifstream(file).rdbuf();
+  } else {
+    std::cout << fmt::format("{} x {}: {}FLOP/s of f32 each, {} GiB usable each\n{}\n", system.devices(), system.device,
+                             rate_text(system.peak(DType::kF32).value), gib(system.usable_memory), file.string());
+  }
+  return kDone;
+}
+
+}  // namespace
+
+void add_calibrate(CLI::App& app, Invocation& invocation) {
+  CLI::App* command = app.add_subcommand("calibrate", "Measure this machine (at most 30 s) for --system local");
+  const auto options = std::make_shared<Options>();
+  command->add_flag("--json", options->json, "The measured system on stdout, in the form of configs/systems");
+  command->add_option("--write-to", options->write_to, "")->group("");  // of the ranks that this command starts
+  command->footer(
+      "The result is kept in $XDG_CACHE_HOME/meshwright, or ~/.cache/meshwright; --system local reads it there, and\n"
+      "measures by itself where there is none.\n"
+      "Examples:\n"
+      "  meshwright calibrate\n"
+      "  meshwright calibrate --json > my-machine.json");
+  command->callback([=, &invocation] { invocation.run = [=, &invocation] { return run(*options, invocation); }; });
+}
+
+}  // namespace meshwright

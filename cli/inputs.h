@@ -1,0 +1,102 @@
+// What the commands have in common: reading their inputs, the calibration of this machine, stored searches.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/command.h"
+#include "model/config.h"
+#include "planner/search.h"
+#include "planner/store.h"
+#include "sim/system.h"
+
+namespace meshwright {
+
+// ---- options that several commands have --------------------------------------------------------------------------------
+
+struct ConfigOptions {
+  std::string file;
+  std::vector<std::string> overrides;
+  bool print = false;  // the resolved configuration, and nothing else
+  bool json = false;
+};
+void add_config_options(CLI::App& command, ConfigOptions& options);
+
+struct SystemOptions {
+  std::string system;
+  std::string database = "meshwright.db";
+};
+void add_system_options(CLI::App& command, SystemOptions& options);
+void add_plan_option(CLI::App& command, std::string& plan, const std::string& meaning);
+
+// ---- the log -----------------------------------------------------------------------------------------------------------
+
+// Lines to stderr, one a call.
+void log_info(const std::string& line);
+void log_warning(const std::string& line);
+
+// A line on stderr that is written over and over. Silent unless stderr is a terminal.
+class ProgressLine {
+ public:
+  ProgressLine();
+  ~ProgressLine();  // clears the line
+  ProgressLine(const ProgressLine&) = delete;
+  ProgressLine& operator=(const ProgressLine&) = delete;
+  void show(const std::string& text);
+
+ private:
+  bool visible_;
+};
+
+// ---- inputs ------------------------------------------------------------------------------------------------------------
+
+// Reads the configuration. Its notes go to the log, except where `quiet` or where only it is printed.
+TrainingConfig load_config(const ConfigOptions& options, bool quiet = false);
+// If --print-config was given: prints the resolved configuration and returns true.
+bool print_config(const ConfigOptions& options, const TrainingConfig& config);
+
+// The file that holds the calibration of this machine, by its name and number of cores. It need not exist.
+std::filesystem::path calibration_file();
+// Measures this machine on one rank per core and writes calibration_file(). Returns kDone, or the exit code of the ranks.
+int calibrate_machine(const Invocation& invocation);
+
+// NAME[:SLICE], FILE[:SLICE], local or local:DEVICES. `local` is calibrated first if it never was; a process that mpirun
+// started throws InputError then, as it has its ranks already.
+System load_any_system(const std::string& spec, const Invocation& invocation);
+
+// The element type that a configuration's products have on a system: its own type where the system has such arithmetic,
+// else f32. Throws InputError if it has neither.
+DType compute_type(const TrainingConfig& config, const System& system);
+
+// Throws InputError if the model can't be lowered.
+Problem make_problem(const TrainingConfig& config, const System& system, DType compute);
+
+// ---- searches and plans ------------------------------------------------------------------------------------------------
+
+SearchKey search_key(const TrainingConfig& config, const System& system);
+
+// Searches with a progress line, and stores the result. Returns its id there.
+std::int64_t search_and_store(const TrainingConfig& config, const System& system, Store& store, SearchResult& result);
+
+// A plan that was asked for, and where it is stored.
+struct ChosenPlan {
+  Plan plan;
+  std::optional<std::int64_t> id;  // none: it was given as text and no search has found it
+  bool none_fits = false;          // then `plan` means nothing
+};
+
+// `text`: "best" (the newest stored search of this question answers, or a new one), the id of a stored plan, "published",
+// or a plan. `runnable_only`: best is the best that can be run; what it passes over is logged.
+// Throws InputError: an id that is not there or of another question, a plan that is illegal or of another size than the
+// system.
+ChosenPlan choose_plan(const std::string& text, bool runnable_only, const TrainingConfig& config, const System& system,
+                       const std::filesystem::path& database);
+
+}  // namespace meshwright

@@ -1,0 +1,31 @@
+// meshwright params: what a model holds and multiplies.
+#include <iostream>
+#include <memory>
+
+#include "cli/inputs.h"
+#include "reports/params_report.h"
+
+namespace meshwright {
+
+void add_params(CLI::App& app, Invocation& invocation) {
+  CLI::App* command = app.add_subcommand("params", "Parameters and FLOPs of a model, by module and kind of layer");
+  const auto options = std::make_shared<ConfigOptions>();
+  add_config_options(*command, *options);
+  command->footer(
+      "Examples:\n"
+      "  meshwright params configs/jaxformer-moe1b.json\n"
+      "  meshwright params configs/jaxformer-moe1b.json --set model_config.n_experts=32 --json");
+  command->callback([=, &invocation] {
+    invocation.run = [=] {
+      const TrainingConfig config = load_config(*options);
+      if (print_config(*options, config)) return kDone;
+      if (options->json)
+        std::cout << params_json(config.model, config.sequence_length, config.sequences_per_step()).dump(2) << '\n';
+      else
+        std::cout << params_report(config.model, config.sequence_length, config.sequences_per_step());
+      return kDone;
+    };
+  });
+}
+
+}  // namespace meshwright

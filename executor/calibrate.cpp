@@ -1,0 +1,238 @@
+#include "executor/calibrate.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <map>
+#include <optional>
+#include <vector>
+
+#include "executor/comm/collectives.h"
+#include "executor/executor.h"
+#include "executor/kernels/gemm.h"
+#include "model/lowering/lower.h"
+#include "model/program/op_work.h"
+
+namespace meshwright {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+double median(std::vector<double> v) {
+  const auto middle = v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2);
+  std::nth_element(v.begin(), middle, v.end());
+  return *middle;
+}
+
+std::string processor() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  return "unknown processor";
+}
+
+// One operation of one step: what it is, and how long it took.
+struct Sample {
+  Work work;
+  double seconds;
+};
+
+// Steps of a small model on this rank alone; the median time of every operation of its program.
+void sample_model(MPI_Comm comm, std::int64_t width, std::int64_t tokens, std::int64_t sequences, std::int64_t vocab,
+                  std::vector<Sample>& samples) {
+  constexpr int kWarmUp = 1, kSteps = 5;
+  const ModelSpec model = jaxformer("calibration",
+                                    {.model_dimension = width, .vocab_size = vocab, .n_head = width / 32, .blocks = 1,
+                                     .layers_per_block = 2, .latent_dim = width / 4, .dhR = 32, .dropout_rate = 0.1, .k = 2,
+                                     .n_experts = 8, .n_shared = 1, .capacity_factor = 1.5},
+                                    1e-2);
+  const ProgramSet set = lower(model, {.sequences = sequences, .tokens = tokens}, Plan{});
+  Executor<float> executor(set, MPI_COMM_SELF, {.seed = 1, .timeline = true});
+  const std::vector<ParameterSpec> specs = parameters(model);
+  executor.load_parameters(initial_weights<float>(specs, width, 1));
+  std::vector<std::vector<double>> times;
+  for (int step = 0; step < kWarmUp + kSteps; ++step) {
+    MPI_Barrier(comm);
+    std::int32_t id = 0;
+    const StepResult r = executor.run_step({.step = step, .learning_rate = 1e-3, .fill = [&](int, std::int32_t* in, std::int32_t* out) {
+                                              for (std::int64_t i = 0; i < sequences * tokens; ++i) {
+                                                in[i] = id;
+                                                out[i] = id = static_cast<std::int32_t>((id * 1103515245LL + 12345) % vocab);
+                                              }
+                                            }});
+    if (step < kWarmUp) continue;
+    times.resize(r.report.timeline.size());
+    for (std::size_t i = 0; i < times.size(); ++i) times[i].push_back(r.report.timeline[i].end.value - r.report.timeline[i].begin.value);
+  }
+  std::size_t i = 0;
+  for_each_op(set, set.stages.front(), [&](const Slot&, const Call&, const Piece& piece, const Op& op) {
+    if (!std::holds_alternative<Free>(op)) samples.push_back({work_of(op, piece), median(times[i++])});
+  });
+}
+
+constexpr double kOverhead = 2e-7;  // of an operation that multiplies matrices: a call and two clock readings
+
+// seconds = overhead + bytes / bandwidth, least squares of relative errors; both positive.
+std::pair<double, double> fit_bytes(const std::vector<Sample>& samples) {
+  double sw = 0, sx = 0, sy = 0, sxx = 0, sxy = 0;
+  for (const Sample& s : samples) {
+    const double y = std::max(s.seconds, 1e-8), w = 1 / (y * y), x = static_cast<double>(s.work.bytes.value);
+    sw += w;
+    sx += w * x;
+    sy += w * y;
+    sxx += w * x * x;
+    sxy += w * x * y;
+  }
+  const double d = sw * sxx - sx * sx;
+  double slope = d > 0 ? (sw * sxy - sx * sy) / d : 0, overhead = (sy - slope * sx) / sw;
+  if (slope <= 0 || overhead < 0) {
+    slope = sxy / sxx;
+    overhead = 0;
+  }
+  return {overhead, 1 / slope};
+}
+
+Json fit_kind(const std::vector<Sample>& samples, const Json& source) {
+  const auto quantity = [&](double v) { return Json{{"value", v}, {"source", source}}; };
+  std::map<std::int64_t, std::pair<double, double>> by_size;  // FLOPs, seconds
+  for (const Sample& s : samples)
+    if (s.work.flops.value > 0) {
+      auto& [flops, seconds] = by_size[std::min({s.work.m, s.work.n, s.work.k})];
+      flops += static_cast<double>(s.work.flops.value);
+      seconds += std::max(s.seconds - kOverhead, 1e-9);
+    }
+  if (by_size.empty()) {
+    const auto [overhead, bandwidth] = fit_bytes(samples);
+    return {{"overhead_us", quantity(overhead * 1e6)}, {"bytes_per_s", quantity(bandwidth)}};
+  }
+  Json points = Json::array();
+  for (const auto& [size, sum] : by_size) points.push_back({{"smallest_dimension", size}, {"flops_per_s", sum.first / sum.second}});
+  return {{"overhead_us", quantity(kOverhead * 1e6)}, {"flops_per_s", {{"f32", {{"source", source}, {"points", points}}}}}};
+}
+
+// FLOP/s of one large product, all ranks at once: what utilisation is measured against.
+double peak_rate(MPI_Comm comm) {
+  constexpr std::int64_t n = 1024;
+  std::vector<float> a(n * n, 0.5f), b(n * n, 0.25f), c(n * n);
+  std::vector<double> seconds;
+  for (int i = 0; i < 8; ++i) {
+    MPI_Barrier(comm);
+    const auto begin = Clock::now();
+    kernels::gemm<float>(kernels::Transpose::kNo, kernels::Transpose::kNo, n, n, n, 1, a.data(), n, b.data(), n, 0, c.data(), n);
+    seconds.push_back(seconds_since(begin));
+  }
+  return 2.0 * n * n * n / *std::min_element(seconds.begin(), seconds.end());
+}
+
+// Median seconds of run() on the slowest rank of `comm`, after a warm-up.
+template <class F>
+double timed(MPI_Comm comm, F&& run) {
+  std::vector<double> seconds;
+  for (int i = 0; i < 9; ++i) {
+    MPI_Barrier(comm);
+    const auto begin = Clock::now();
+    run();
+    double s = seconds_since(begin);
+    MPI_Allreduce(MPI_IN_PLACE, &s, 1, MPI_DOUBLE, MPI_MAX, comm);
+    if (i >= 2) seconds.push_back(s);
+  }
+  return median(seconds);
+}
+
+Json measure_network(MPI_Comm comm, const Json& source) {
+  int rank = 0, ranks = 0;
+  MPI_Comm_rank(comm, &rank);
+  MPI_Comm_size(comm, &ranks);
+  constexpr std::int64_t kLargest = std::int64_t{16} << 20;
+  std::vector<float> x(kLargest / 4, 1.0f), y(x.size()), scratch(x.size());
+  Json collectives = Json::array();
+  for (int p = 2; p <= ranks; ++p) {
+    if (ranks % p) continue;
+    MPI_Comm group = MPI_COMM_NULL;
+    MPI_Comm_split(comm, rank / p, rank, &group);
+    const auto curve = [&](const char* kind, std::int64_t smallest, std::int64_t largest, auto&& run) {
+      Json points = Json::array();
+      for (std::int64_t bytes = smallest; bytes <= largest; bytes *= 8) {
+        const std::int64_t n = bytes / 4 / p * p;
+        points.push_back({{"bytes", n * 4}, {"us", std::max(1e-3, 1e6 * timed(comm, [&] { run(static_cast<std::size_t>(n)); }))}});
+      }
+      collectives.push_back({{"kind", kind}, {"members", p}, {"source", source}, {"points", points}});
+    };
+    const auto part = static_cast<std::size_t>(p);
+    curve("all-gather", 4096, kLargest, [&](std::size_t n) { ring_all_gather<float>(group, {x.data(), n / part}, {y.data(), n}); });
+    curve("reduce-scatter", 4096, kLargest,
+          [&](std::size_t n) { ring_reduce_scatter<float>(group, {x.data(), n}, {y.data(), n / part}, {scratch.data(), n / part}); });
+    curve("all-reduce", 4096, kLargest, [&](std::size_t n) { ring_all_reduce<float>(group, {x.data(), n}, {scratch.data(), n / part}); });
+    curve("direct all-reduce", 64, 4096, [&](std::size_t n) {
+      direct_all_reduce<double>(group, {reinterpret_cast<double*>(x.data()), n / 2}, {reinterpret_cast<double*>(scratch.data()), n / 2 * part});
+    });
+    std::fill(x.begin(), x.end(), 1.0f);
+    MPI_Comm_free(&group);
+  }
+  Json network{{"model", "measured"}, {"overlaps_compute", {{"value", false}, {"source", "communication is blocking in this executor"}}}};
+  if (ranks > 1) network["collectives"] = collectives;
+  Json points = Json::array();
+  for (std::int64_t bytes = 64; bytes <= kLargest; bytes *= 16) {
+    const auto n = static_cast<std::size_t>(bytes / 4);
+    double s = 1e-7;
+    if (ranks > 1)
+      s = timed(comm, [&] {  // there and back
+        for (int turn = 0; turn < 2; ++turn) {
+          if (rank == turn) isend<float>(comm, 1 - turn, {x.data(), n}).wait();
+          if (rank == 1 - turn) recv<float>(comm, turn, {y.data(), n});
+        }
+      }) / 2;
+    points.push_back({{"bytes", bytes}, {"us", s * 1e6}});
+  }
+  network["message"] = {{"source", source}, {"points", points}};
+  return network;
+}
+
+}  // namespace
+
+Json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& progress) {
+  int rank = 0, ranks = 0;
+  MPI_Comm_rank(comm, &rank);
+  MPI_Comm_size(comm, &ranks);
+  const auto say = [&](const std::string& what) {
+    if (rank == 0 && progress) progress(what);
+  };
+  const Json source = fmt::format("measured by `meshwright calibrate` on {}, {} ranks at once", processor(), ranks);
+  const auto quantity = [&](auto v) { return Json{{"value", v}, {"source", source}}; };
+
+  say("peak of matrix products");
+  const double peak = peak_rate(comm);
+  std::vector<Sample> samples;
+  for (const auto& [width, tokens, sequences, vocab] : {std::array<std::int64_t, 4>{64, 64, 4, 512}, {128, 128, 4, 2048}, {256, 256, 4, 4096}}) {
+    say(fmt::format("operations of a model of width {}", width));
+    sample_model(comm, width, tokens, sequences, vocab, samples);
+  }
+  say("collectives and messages");
+  Json network = measure_network(comm, source);
+  if (rank != 0) return nullptr;
+
+  std::map<OpKind, std::vector<Sample>> by_kind;
+  for (const Sample& s : samples) by_kind[s.work.kind].push_back(s);
+  Json kinds = Json::object();
+  std::vector<Sample> light;
+  for (const auto& [kind, of_kind] : by_kind) {
+    kinds[std::string(kind_name(kind))] = fit_kind(of_kind, source);
+    if (of_kind.front().work.flops.value == 0) light.insert(light.end(), of_kind.begin(), of_kind.end());
+  }
+  kinds["other"] = fit_kind(light, source);
+  const std::int64_t memory = std::int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE) / ranks;
+  return {{"name", "local"},
+          {"device", "a core of " + processor()},
+          {"memory", {{"bytes", quantity(memory)}, {"usable_bytes", quantity(memory / 100 * 85)}}},
+          {"compute", {{"model", "measured"}, {"peak_flops_per_s", {{"f32", quantity(peak)}}}, {"kinds", kinds}}},
+          {"topology", {{"kind", "shared_memory"}, {"devices", quantity(ranks)}}},
+          {"network", network}};
+}
+
+}  // namespace meshwright

@@ -1,0 +1,21 @@
+// Measures this machine with the kernels and collectives that a step uses, and writes what it finds as a system file
+// (configs/systems/ has the form; sim/system.h reads it). Not for: machines of several hosts.
+#pragma once
+
+#include <mpi.h>
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace meshwright {
+
+// Collective over `comm`: one rank per core, all working at once, as memory and caches are shared. Takes some 10 s.
+// Compute: steps of small models on every rank, each operation timed; per kind a fixed overhead and either FLOP/s by the
+// smallest extent of the product or bytes/s, by least squares over medians. Experts are predicted at capacity: their
+// rate counts those FLOPs, measured with an even routing at a capacity factor of 1.5.
+// Network: the ring and direct collectives in groups of every size that divides the ranks, and messages, by size.
+// Returns the system on rank 0, null elsewhere. `progress` gets a phrase now and then, on rank 0.
+nlohmann::ordered_json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& progress);
+
+}  // namespace meshwright

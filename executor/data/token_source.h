@@ -1,0 +1,46 @@
+// Where token ids come from: shards of a flat stream of tokens, read when they are needed.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace meshwright {
+
+// Shards in the order in which they are trained on. Keeps the shard last read. Movable.
+class TokenSource {
+ public:
+  struct Shard {
+    std::string name;  // for messages
+    std::int64_t size = 0;
+    std::function<std::vector<std::int32_t>()> read;  // gives `size` tokens; may throw InputError
+  };
+
+  explicit TokenSource(std::vector<Shard> shards);         // at least one
+  explicit TokenSource(std::vector<std::int32_t> tokens);  // one shard in memory
+
+  int shards() const { return static_cast<int>(shards_.size()); }
+  std::int64_t size(int shard) const { return shards_[shard].size; }
+  const std::string& name(int shard) const { return shards_[shard].name; }
+  std::span<const std::int32_t> tokens(int shard);  // valid until another shard is asked for
+
+ private:
+  std::vector<Shard> shards_;
+  std::vector<std::int32_t> current_;
+  int current_shard_ = -1;
+};
+
+// What --data names:
+//   a folder      its .npy files, sorted by name, one shard each
+//   FILE.npy      one shard
+//   another file  UTF-8 text, encoded by a tokenizer trained on it with `vocab` entries; both kept in `cache`
+//   ""            demo_corpus(), likewise
+// Every id is below `vocab` (checked when a shard is read). Throws InputError.
+// Ranks that open the same text do so in rank_0_first() (executor/comm), so that one makes what the others find.
+TokenSource open_tokens(const std::filesystem::path& data, int vocab, const std::filesystem::path& cache);
+
+}  // namespace meshwright

@@ -1,0 +1,109 @@
+#include "executor/kernels/elementwise.h"
+
+#include <algorithm>
+#include <cassert>
+
+#include "executor/kernels/vector_math.h"
+
+namespace meshwright::kernels {
+
+template <class Real>
+void fill(std::int64_t n, Real value, Real* out) {
+  std::fill(out, out + n, value);
+}
+
+template <class To, class From>
+void cast(std::int64_t n, const From* x, To* out) {
+  for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<To>(x[i]);
+}
+
+template <class Real>
+void add(std::int64_t n, const Real* x, Real* out) {
+  for (std::int64_t i = 0; i < n; ++i) out[i] += x[i];
+}
+
+template <class Real>
+void add_bias(std::int64_t rows, std::int64_t n, const Real* bias, Real* x, std::int64_t ld) {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    Real* row = x + r * ld;
+    for (std::int64_t c = 0; c < n; ++c) row[c] += bias[c];
+  }
+}
+
+template <class Real>
+void column_sum(std::int64_t rows, std::int64_t n, const Real* x, std::int64_t ld, bool accumulate,
+                std::int64_t repeat, Real* out) {
+  assert(repeat >= 1);
+  constexpr std::int64_t kColumns = 256;  // sums of so many columns stay in L1
+  Real sums[kColumns];
+  for (std::int64_t first = 0; first < n; first += kColumns) {
+    const std::int64_t columns = std::min(kColumns, n - first);
+    std::fill(sums, sums + columns, Real(0));
+    for (std::int64_t r = 0; r < rows; ++r) add(columns, x + r * ld + first, sums);
+    for (std::int64_t q = 0; q < repeat; ++q) {
+      Real* target = out + q * n + first;
+      if (accumulate) {
+        add(columns, sums, target);
+      } else {
+        std::copy(sums, sums + columns, target);
+      }
+    }
+  }
+}
+
+namespace {
+
+constexpr double kTwiceRootTwoOverPi = 1.5957691216057307117597842397375;  // 2 * sqrt(2/pi)
+constexpr double kCubic = 0.044715;
+
+}  // namespace
+
+template <class Real>
+void gelu(std::int64_t n, const Real* u, Real* a) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const Real x = u[i];
+    a[i] = x * logistic(Real(kTwiceRootTwoOverPi) * x * (Real(1) + Real(kCubic) * x * x));
+  }
+}
+
+template <class Real>
+void gelu_backward(std::int64_t n, const Real* u, const Real* da, Real* du) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const Real x = u[i];
+    const Real e = fast_exp(-Real(kTwiceRootTwoOverPi) * x * (Real(1) + Real(kCubic) * x * x));
+    const Real s = Real(1) / (Real(1) + e);  // so 1 - s = e * s, without cancellation
+    const Real slope = Real(kTwiceRootTwoOverPi) * (Real(1) + Real(3 * kCubic) * x * x);
+    du[i] = da[i] * (s + x * s * (e * s) * slope);
+  }
+}
+
+template <class Real>
+void sigmoid(std::int64_t n, const Real* x, Real* s) {
+  for (std::int64_t i = 0; i < n; ++i) s[i] = logistic(x[i]);
+}
+
+template <class Real>
+void sigmoid_backward(std::int64_t n, const Real* s, const Real* ds, Real* dx) {
+  for (std::int64_t i = 0; i < n; ++i) dx[i] = ds[i] * s[i] * (Real(1) - s[i]);
+}
+
+template void cast(std::int64_t, const float*, float*);
+template void cast(std::int64_t, const double*, float*);
+template void cast(std::int64_t, const float*, double*);
+template void cast(std::int64_t, const double*, double*);
+
+#define MESHWRIGHT_INSTANTIATE(Real)                                                                  \
+  template void fill(std::int64_t, Real, Real*);                                                      \
+  template void add(std::int64_t, const Real*, Real*);                                                \
+  template void add_bias(std::int64_t, std::int64_t, const Real*, Real*, std::int64_t);               \
+  template void column_sum(std::int64_t, std::int64_t, const Real*, std::int64_t, bool, std::int64_t, \
+                           Real*);                                                                    \
+  template void gelu(std::int64_t, const Real*, Real*);                                               \
+  template void gelu_backward(std::int64_t, const Real*, const Real*, Real*);                         \
+  template void sigmoid(std::int64_t, const Real*, Real*);                                            \
+  template void sigmoid_backward(std::int64_t, const Real*, const Real*, Real*);
+MESHWRIGHT_INSTANTIATE(float)
+MESHWRIGHT_INSTANTIATE(double)
+#undef MESHWRIGHT_INSTANTIATE
+
+}  // namespace meshwright::kernels

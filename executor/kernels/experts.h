@@ -1,0 +1,83 @@
+#pragma once
+
+#include <cstdint>
+
+#include "executor/kernels/dropout.h"
+#include "executor/kernels/gemm.h"
+
+namespace meshwright::kernels {
+
+// Everything around the experts' matrix multiplications (expert_gemm). Forward, for the kept assignments:
+//   packed = dispatch(h);  u = packed We0 + b0;  a = gelu(u);  y = a We1
+//   out = combine: sum over the choices of gate * mask * (y + bias_scale * b1)
+// Backward, without y. On a tp rank with a slice of the hidden units, dgate, db1 and dh are partial sums:
+//   masked, row_gate = combine_backward(dout)         masked = mask * dout, not yet times the gate
+//   da_raw = masked We1^T
+//   dgate = gate_gradient: a . da_raw + bias_scale * masked . b1     (= masked . (y + bias_scale * b1))
+//   du = row_gate * da_raw * gelu'(u);  dWe0 = packed^T du;  db0 = column sums of du
+//   dWe1 = (row_gate * a)^T masked;  db1 = bias_scale * column sums of row_gate * masked
+//   dh = dispatch_backward(du We0^T).
+// The packed buffer and `slot`, `choice`, `gate`, `rows` are those of routing.h; (T, B, k) and (T, B, C) have
+// row t*B + b.
+
+// packed row slot[r*k + j] = h row r, for `rows` tokens of `width`. Dropped assignments (slot -1) are
+// skipped.
+template <class Real>
+void dispatch(std::int64_t rows, std::int64_t choices, std::int64_t width, const std::int32_t* slot,
+              const Real* h, Real* packed);
+
+// dh row r += sum over j of dpacked row slot[r*k + j].
+template <class Real>
+void dispatch_backward(std::int64_t rows, std::int64_t choices, std::int64_t width, const std::int32_t* slot,
+                       const Real* dpacked, Real* dh);
+
+template <class Real>
+struct Combine {
+  TokenRows rows;  // whole sequences, as routing has them
+  std::int64_t experts = 0;
+  std::int64_t choices = 0;
+  std::int64_t width = 0;                // C
+  Dropout dropout;                       // on expert outputs: element (global_token * E + e) * C + c
+  const std::int32_t* choice = nullptr;  // (T, B, k)
+  const std::int32_t* slot = nullptr;    // (T, B, k)
+  const Real* gate = nullptr;            // (T, B, k)
+};
+
+// out (T, B, C) = sum over the kept j of gate_j * mask * (y row slot_j + bias_scale * bias[choice_j]);  bias
+// is (E, C). bias_scale is 1/tp where y is a partial sum over tp ranks. out is overwritten.
+template <class Real>
+void combine(const Combine<Real>& combine, const Real* y, const Real* bias, Real bias_scale, Real* out);
+
+// For every kept assignment: masked row slot_j = mask * dout row,  row_gate[slot_j] = gate_j.
+template <class Real>
+void combine_backward(const Combine<Real>& combine, const Real* dout, Real* masked, Real* row_gate);
+
+// dgate (T, B, k), overwritten: for kept assignments a row . da_raw row + bias_scale * masked row .
+// bias[choice_j], 0 for dropped ones. a and da_raw have rows of `hidden`.
+template <class Real>
+void gate_gradient(const Combine<Real>& combine, std::int64_t hidden, const Real* a, const Real* da_raw,
+                   const Real* masked, const Real* bias, Real bias_scale, Real* dgate);
+
+// Kernels on the filled rows of a packed buffer, n columns wide and contiguous.
+
+// x row i *= row_gate[i].
+template <class Real>
+void expert_scale_rows(const ExpertRows& experts, std::int64_t n, const Real* row_gate, Real* x);
+
+// x rows of expert e += bias[e]; bias is (E, n).
+template <class Real>
+void expert_add_bias(const ExpertRows& experts, std::int64_t n, const Real* bias, Real* x);
+
+// out[e] = scale * sum over the rows of e of row_gate[i] * x row i (weights 1 if row_gate is null), added if
+// `accumulate`; out is (E, n).
+template <class Real>
+void expert_column_sum(const ExpertRows& experts, std::int64_t n, const Real* x, const Real* row_gate,
+                       Real scale, bool accumulate, Real* out);
+
+// gelu and gelu_backward (elementwise.h).
+template <class Real>
+void expert_gelu(const ExpertRows& experts, std::int64_t n, const Real* u, Real* a);
+template <class Real>
+void expert_gelu_backward(const ExpertRows& experts, std::int64_t n, const Real* u, const Real* da, Real* du);
+
+}  // namespace meshwright::kernels

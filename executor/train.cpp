@@ -1,0 +1,117 @@
+#include "executor/train.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+namespace meshwright {
+namespace {
+
+using Json = nlohmann::json;
+
+Json to_json(const RankCount& count) {
+  Json traffic = Json::array();
+  for (const auto& [key, bytes] : count.report.traffic) traffic.push_back({key.first, key.second, bytes.value});
+  Json timeline = Json::array();
+  for (const Interval& i : count.report.timeline)
+    timeline.push_back({static_cast<int>(i.stream), i.begin.value, i.end.value, i.name, i.where, i.bytes.value, i.flops.value});
+  const MeshCoordinates& at = count.report.rank;
+  return {{"rank", {at.dp, at.pp, at.tp}},
+          {"end", count.report.end.value},
+          {"flops", count.report.executed_flops.value},
+          {"peak", count.report.peak_bytes.value},
+          {"classes", count.report.bytes_by_class},
+          {"traffic", std::move(traffic)},
+          {"timeline", std::move(timeline)},
+          {"rows", count.routed_rows}};
+}
+
+RankCount from_json(const Json& j) {
+  RankCount count;
+  RankReport& r = count.report;
+  r.rank = {j["rank"][0], j["rank"][1], j["rank"][2]};
+  r.end = {j["end"].get<double>()};
+  r.executed_flops = {j["flops"].get<std::int64_t>()};
+  r.peak_bytes = {j["peak"].get<std::int64_t>()};
+  r.bytes_by_class = j["classes"];
+  for (const Json& t : j["traffic"]) r.traffic[{t[0], t[1]}] = Bytes{t[2].get<std::int64_t>()};
+  for (const Json& i : j["timeline"])
+    r.timeline.push_back({static_cast<Stream>(i[0].get<int>()), {i[1].get<double>()}, {i[2].get<double>()}, i[3], i[4],
+                          {i[5].get<std::int64_t>()}, {i[6].get<std::int64_t>()}});
+  count.routed_rows = j["rows"].get<std::vector<std::int64_t>>();
+  return count;
+}
+
+// Every rank's count, in rank order, on rank 0.
+std::vector<RankCount> gather_counts(const RankCount& mine, MPI_Comm comm) {
+  int rank = 0, ranks = 0;
+  MPI_Comm_rank(comm, &rank);
+  MPI_Comm_size(comm, &ranks);
+  const std::vector<std::uint8_t> text = Json::to_cbor(to_json(mine));
+  const int size = static_cast<int>(text.size());
+  std::vector<int> sizes(static_cast<std::size_t>(ranks)), begins(sizes);
+  MPI_Gather(&size, 1, MPI_INT, sizes.data(), 1, MPI_INT, 0, comm);
+  for (int r = 1; r < ranks; ++r) begins[static_cast<std::size_t>(r)] = begins[static_cast<std::size_t>(r - 1)] + sizes[static_cast<std::size_t>(r - 1)];
+  std::vector<std::uint8_t> all(rank == 0 ? static_cast<std::size_t>(begins.back() + sizes.back()) : 0);
+  MPI_Gatherv(text.data(), size, MPI_BYTE, all.data(), sizes.data(), begins.data(), MPI_BYTE, 0, comm);
+  std::vector<RankCount> counts;
+  if (rank == 0)
+    for (int r = 0; r < ranks; ++r) {
+      const auto first = all.begin() + begins[static_cast<std::size_t>(r)];
+      counts.push_back(from_json(Json::from_cbor(first, first + sizes[static_cast<std::size_t>(r)])));
+    }
+  return counts;
+}
+
+double median(std::vector<double> values) {
+  if (values.size() > 4) values.erase(values.begin(), values.begin() + 2);
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+}  // namespace
+
+TrainSummary train(const ProgramSet& set, const ModelSpec& model, const TrainingConfig& config, MPI_Comm comm, Batches& data,
+                   const TrainOptions& options, const std::function<void(const TrainedStep&)>& on_step) {
+  const auto seed = static_cast<std::uint64_t>(config.seed);
+  Executor<float> executor(set, comm, {seed, config.grad_clip_norm, options.timeline});
+  const std::vector<ParameterSpec> specs = parameters(model);
+  executor.load_parameters(initial_weights<float>(specs, model.width, seed));
+
+  const MeshCoordinates at = executor.mesh().coordinates();
+  const std::int64_t own = set.step.tokens / set.mesh.tp;
+  const auto held = static_cast<std::size_t>(own * set.step.microbatch);
+  TrainSummary summary;
+  std::vector<double> seconds;
+  RankCount count;
+  using Clock = std::chrono::steady_clock;
+  MPI_Barrier(executor.mesh().all());
+  for (std::int64_t step = 0; step < options.steps; ++step) {
+    const auto begin = Clock::now();
+    const double lr = learning_rate(config.lr, step);
+    StepResult result = executor.run_step({.step = step, .learning_rate = lr, .fill = [&](int m, std::int32_t* in, std::int32_t* out) {
+                                             data.read(step, m, at.dp, at.tp * own, own, {in, held}, {out, held});
+                                           }});
+    // The slowest rank's step, and the largest arena.
+    double worst[2] = {std::chrono::duration<double>(Clock::now() - begin).count(), static_cast<double>(result.report.peak_bytes.value)};
+    MPI_Allreduce(MPI_IN_PLACE, worst, 2, MPI_DOUBLE, MPI_MAX, executor.mesh().all());
+    if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm))
+      throw std::runtime_error(fmt::format("step {}: loss {}, gradient norm {}: not finite, training stops", step, result.loss,
+                                           result.gradient_norm));
+    seconds.push_back(worst[0]);
+    if (step == 0) summary.first_loss = result.loss;
+    summary.last_loss = result.loss;
+    count = {result.report, result.routed_rows};
+    if (executor.mesh().rank() == 0 && on_step) on_step({step, lr, worst[0], static_cast<std::int64_t>(worst[1]), std::move(result)});
+  }
+  if (!seconds.empty()) summary.median_step_s = median(seconds);
+  summary.ranks = gather_counts(count, executor.mesh().all());
+  return summary;
+}
+
+}  // namespace meshwright

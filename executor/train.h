@@ -1,0 +1,49 @@
+// Trains with a Program: the loop behind `meshwright run`.
+#pragma once
+
+#include <mpi.h>
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "executor/data/batches.h"
+#include "executor/executor.h"
+#include "model/config.h"
+#include "model/program/program.h"
+
+namespace meshwright {
+
+// One step that has been run, on rank 0.
+struct TrainedStep {
+  std::int64_t step = 0;  // from 0
+  double learning_rate = 0;
+  double seconds = 0;        // from the end of the last step to the end of this one: data and logging included
+  std::int64_t peak_bytes = 0;  // of the arena, the largest over ranks
+  StepResult result;
+};
+
+// What one rank counted in the last step.
+struct RankCount {
+  RankReport report;
+  std::vector<std::int64_t> routed_rows;  // by layer
+};
+
+struct TrainSummary {
+  double median_step_s = 0;  // without the first two steps, where there are more
+  double first_loss = 0, last_loss = 0;
+  std::vector<RankCount> ranks;  // on rank 0: of all ranks, in rank order; elsewhere empty
+};
+
+struct TrainOptions {
+  std::int64_t steps = 1;
+  bool timeline = false;  // the counted reports of the last step have an interval per operation
+};
+
+// Collective over `comm` (set.mesh.ranks() ranks). `data` must be shaped for set.step. Initial weights and dropout are
+// drawn from config.seed, learning rates and clipping follow the config. `model` is the one that `set` was lowered from.
+// on_step is called on rank 0 after every step. Throws std::runtime_error on all ranks if the loss is not finite.
+TrainSummary train(const ProgramSet& set, const ModelSpec& model, const TrainingConfig& config, MPI_Comm comm, Batches& data,
+                   const TrainOptions& options, const std::function<void(const TrainedStep&)>& on_step);
+
+}  // namespace meshwright

@@ -1,0 +1,117 @@
+// Training configurations in JAXformer's schema (divyamakkar0/Jaxformer at 4a0d649), read strictly: every key
+// is there, none is unknown, each value is possible, or all that is wrong is thrown at once as an InputError.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "model/input/json_reader.h"
+#include "model/program/mesh.h"
+#include "model/spec.h"
+
+namespace meshwright {
+
+// Warm-up, then a cosine down to end_lr: schedule(t) of semantics section 9.
+struct LrSchedule {
+  double max_lr = 0;
+  double min_lr = 0;  // where the warm-up begins
+  double end_lr = 0;
+  std::int64_t warmup_steps = 0;
+  std::int64_t end_steps = 1;  // the step from which on end_lr holds; above warmup_steps
+
+  bool operator==(const LrSchedule&) const = default;
+};
+
+// Learning rate of step t = 0, 1, ...:
+//   t < warmup_steps:  min_lr + (max_lr - min_lr) * t / warmup_steps
+//   else:              max_lr * ((1 - r) * (1 + cos(pi * min(t - warmup_steps, D) / D)) / 2 + r),
+//                      r = end_lr / max_lr, D = end_steps - warmup_steps
+// optax.warmup_cosine_decay_schedule.
+double learning_rate(const LrSchedule& schedule, std::int64_t step);
+
+// Where JAXformer keeps its shards in a bucket. Read and checked only: the data are given by --data.
+struct DataConfig {
+  std::string bucket_name, process_path, train_folder_name, val_folder_name;
+
+  bool operator==(const DataConfig&) const = default;
+};
+
+// Sample generation.
+struct InferenceConfig {
+  std::string prompt;
+  std::int64_t batch_size = 1;
+  std::int64_t top_k = 1;
+  double temperature = 1;
+  std::int64_t n_devices = 1;
+  std::int64_t max_tokens = 1;
+  bool use_cache = true;
+
+  bool operator==(const InferenceConfig&) const = default;
+};
+
+// One value of a configuration and where it came from: the file's name, or "--set".
+struct ConfigValue {
+  std::string path;  // model_config.n_head
+  Json value;
+  std::string source;
+};
+
+struct TrainingConfig {
+  std::string name;                  // also names the run's folder: letters, digits, '.', '_', '-'
+  JaxformerDimensions dimensions;    // model_config, as it stands there
+  std::string model_dtype;           // "bfloat16", "float16" or "float32"
+  ModelSpec model;                   // what dimensions, name and alpha describe
+  std::int64_t sequence_length = 1;  // T, tokens
+  MeshShape mesh;                    // the configuration's own, n_device_axis
+
+  std::int64_t train_batch_size = 1;  // sequences of one dp shard and accumulation step
+  std::int64_t val_batch_size = 1;    // the same of an evaluation batch
+  std::int64_t microbatches = 1;      // micro_batch_size: the microbatches of a dp shard, not their size
+  std::int64_t grad_step = 1;         // accumulation steps
+
+  LrSchedule lr;
+  double grad_clip_norm = 1;  // largest global norm of the gradients
+  double alpha = 0;           // weight of the balance loss
+  std::int64_t seed = 0;
+  std::int64_t training_steps = 1;
+  std::int64_t checkpoint_steps = 1;
+  std::int64_t eval_steps = 1;  // batches of one evaluation
+
+  DataConfig data;
+  InferenceConfig inference;
+  std::string output_dir;
+  bool wandb = false;
+
+  std::vector<ConfigValue> values;  // every value, in the schema's order
+  std::vector<std::string> notes;   // for the user: fields that point elsewhere and what replaces them
+
+  // Sequences of a step on the configuration's own mesh, and so on every mesh: dp * train_batch_size *
+  // grad_step.
+  std::int64_t sequences_per_step() const { return mesh.dp * train_batch_size * grad_step; }
+  std::int64_t tokens_per_step() const { return sequences_per_step() * sequence_length; }
+
+  // Steps that a flat stream of `shard_tokens` tokens feeds: floor((n - 1) / tokens_per_step()); the rest is
+  // dropped.
+  std::int64_t steps_in_shard(std::int64_t shard_tokens) const;
+
+  // JAXformer's cadence: an evaluation every checkpoint_steps steps, a checkpoint and a sample every ten
+  // times that, both at step 0, too.
+  bool evaluates_after(std::int64_t step) const { return step % checkpoint_steps == 0; }
+  bool checkpoints_after(std::int64_t step) const { return step % (10 * checkpoint_steps) == 0; }
+  // Tokens of one evaluation: eval_steps * dp * val_batch_size * T.
+  std::int64_t evaluation_tokens() const { return eval_steps * mesh.dp * val_batch_size * sequence_length; }
+};
+
+// Reads a configuration; `overrides` are texts "a.b=value" (--set). Throws InputError.
+TrainingConfig read_config(const std::filesystem::path& file, const std::vector<std::string>& overrides = {});
+
+// The same for a document that is in memory already.
+TrainingConfig read_config(JsonDocument document, const std::vector<std::string>& overrides = {});
+
+// The resolved configuration, key for key in the schema's order: reading it again gives an equal one.
+OrderedJson to_json(const TrainingConfig& config);
+
+}  // namespace meshwright

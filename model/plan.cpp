@@ -1,0 +1,86 @@
+#include "model/plan.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <limits>
+
+#include "model/input/diagnostics.h"
+
+namespace meshwright {
+
+std::string to_text(const Plan& plan) {
+  return fmt::format("{},schedule={},microbatches={},fsdp={},recompute={}", to_string(plan.mesh), name(plan.schedule),
+                     plan.microbatches, plan.fsdp, name(plan.recompute));
+}
+
+namespace {
+
+// A positive number of at most a million: no product of three of them overflows.
+bool read_count(std::string_view text, int low, int high, int& out) {
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < low || value > high) return false;
+  out = value;
+  return true;
+}
+
+template <std::size_t N, class Enum>
+bool read_name(std::string_view text, const std::array<std::string_view, N>& names, Enum& out) {
+  for (std::size_t i = 0; i < N; ++i)
+    if (names[i] == text) {
+      out = static_cast<Enum>(i);
+      return true;
+    }
+  return false;
+}
+
+}  // namespace
+
+Plan parse_plan(std::string_view text) {
+  constexpr int kMost = 1'000'000;
+  Plan plan;
+  std::vector<Diagnostic> faults;
+  const auto fault = [&](std::string path, std::string_view value, std::string allowed, std::string hint) {
+    faults.push_back({"--plan", std::move(path), std::string(value), std::move(allowed), std::move(hint)});
+  };
+  std::vector<std::string_view> seen;
+  bool first = true;
+  for (std::string_view rest = text; first || !rest.empty(); first = false) {
+    const std::size_t comma = rest.find(',');
+    const std::string_view part = rest.substr(0, comma);
+    rest = comma == std::string_view::npos ? std::string_view{} : rest.substr(comma + 1);
+    if (first) {
+      const std::size_t a = part.find('x'), b = a == std::string_view::npos ? a : part.find('x', a + 1);
+      if (b == std::string_view::npos || !read_count(part.substr(0, a), 1, kMost, plan.mesh.dp) ||
+          !read_count(part.substr(a + 1, b - a - 1), 1, kMost, plan.mesh.pp) || !read_count(part.substr(b + 1), 1, kMost, plan.mesh.tp))
+        fault("mesh", part, "dp x pp x tp, positive whole numbers", "write it as 8x2x2, before the other choices");
+      continue;
+    }
+    const std::size_t equals = part.find('=');
+    const std::string_view key = part.substr(0, equals);
+    const std::string_view value = equals == std::string_view::npos ? std::string_view{} : part.substr(equals + 1);
+    const std::string path(key);
+    for (const std::string_view earlier : seen)
+      if (earlier == key) fault(path, value, "each choice once", "remove one of the two");
+    seen.push_back(key);
+    if (key == "microbatches") {
+      if (!read_count(value, 1, kMost, plan.microbatches)) fault(path, value, "1 to 1000000", "such as microbatches=4");
+    } else if (key == "fsdp") {
+      if (!read_count(value, 0, 3, plan.fsdp)) fault(path, value, "0, 1, 2 or 3", "the ZeRO stage: fsdp=3 shards parameters, too");
+    } else if (key == "schedule") {
+      if (!read_name(value, kScheduleNames, plan.schedule)) fault(path, value, "gpipe or 1f1b", "such as schedule=1f1b");
+    } else if (key == "recompute") {
+      if (!read_name(value, kRecomputeNames, plan.recompute)) fault(path, value, "none or full", "such as recompute=full");
+    } else {
+      fault(path, value, "schedule, microbatches, fsdp or recompute", "write it as 8x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full");
+    }
+  }
+  if (!text.empty() && text.back() == ',') fault("", text, "no comma at the end", "remove it");
+  if (faults.empty() && static_cast<double>(plan.mesh.dp) * plan.mesh.pp * plan.mesh.tp > kMost)
+    fault("mesh", text.substr(0, text.find(',')), "at most 1000000 ranks", "a smaller mesh");
+  if (!faults.empty()) throw InputError(std::move(faults));
+  return plan;
+}
+
+}  // namespace meshwright

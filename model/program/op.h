@@ -1,0 +1,519 @@
+// The closed set of operations of a Program. What an operation means is written here, once; the verifier, the printer,
+// the simulator and the executor obey it. A new kind does not compile until all of them handle it (they visit Op).
+//
+// Streams. A rank has a compute stream and named communication streams; stream_of() says where an operation runs.
+// Operations of one stream run in program order; an operation starts when its stream predecessor has finished and
+// everything it depends on has: the last writer of what it reads, the last reader and writer of what it writes.
+// That is the only ordering. A collective, or a matching send and receive, starts when its last member is ready.
+// A tensor of the workspace lives from its first write to its Free.
+//
+// Shapes: T tokens of a sequence (Tl of them on this tp rank), B sequences of the microbatch, C width, E experts,
+// k choices. Rows of activations are (t, b), row = t * B + b. `accumulate`: the result is added to what is there.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "model/program/mesh.h"
+#include "model/program/tensor.h"
+
+namespace meshwright {
+
+enum class Access : std::uint8_t { kRead, kWrite, kUpdate };  // kUpdate: reads what is there and writes
+
+// Every operation lists its fields once, in `fields(self, v)`: operands as v(name, View, Access), attributes as
+// v(name, value). Printing, verifying and address computation are visitors of that list.
+
+// ---- matrix products -----------------------------------------------------------------------------------------------
+
+// c (+)= op(a) op(b) [+ bias on every row]. m x n = c's window, k = the inner extent.
+struct Gemm {
+  static constexpr std::string_view kName = "gemm";
+  View a, b, c;
+  View bias{};  // 1 x n, or none
+  bool ta = false, tb = false, accumulate = false;
+  std::int64_t m() const { return c.rows; }
+  std::int64_t n() const { return c.cols; }
+  std::int64_t k() const { return ta ? a.rows : a.cols; }
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("a", s.a, Access::kRead); v("b", s.b, Access::kRead); v("bias", s.bias, Access::kRead);
+    v("c", s.c, s.accumulate ? Access::kUpdate : Access::kWrite);
+    v("ta", s.ta); v("tb", s.tb); v("acc", s.accumulate);
+  }
+};
+
+// The same for each expert e on the rows routed to it: rows [e*capacity, e*capacity + rows[e]) of the row buffers.
+// ta false: c_e = a_e b_e(^T) [+ bias_e];  ta true: c_e (+)= a_e^T b_e, the experts' weight gradient.
+// `capacity`: rows per expert of the buffers (B sequences x capacity per sequence).
+struct GroupedGemm {
+  static constexpr std::string_view kName = "grouped_gemm";
+  View a, b, c;
+  View bias{};  // E x n, or none
+  View rows;    // 1 x E, i32
+  std::int64_t experts = 1, capacity = 0;
+  bool ta = false, tb = false, accumulate = false;
+  // Of one expert, with r rows: m x n x k multiply-adds, where m is r, or k is r if ta.
+  std::int64_t n() const { return c.cols; }
+  std::int64_t other() const { return ta ? a.cols : (tb ? b.cols : b.rows / experts); }
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("a", s.a, Access::kRead); v("b", s.b, Access::kRead); v("bias", s.bias, Access::kRead);
+    v("rows", s.rows, Access::kRead);
+    v("c", s.c, s.accumulate ? Access::kUpdate : Access::kWrite);
+    v("experts", s.experts); v("capacity", s.capacity); v("ta", s.ta); v("tb", s.tb); v("acc", s.accumulate);
+  }
+};
+
+// out (+)= column sums of in, written `repeat` times side by side: a bias gradient.
+struct ColumnSum {
+  static constexpr std::string_view kName = "column_sum";
+  View in, out;
+  std::int64_t repeat = 1;
+  bool accumulate = false;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("in", s.in, Access::kRead); v("out", s.out, s.accumulate ? Access::kUpdate : Access::kWrite);
+    v("repeat", s.repeat); v("acc", s.accumulate);
+  }
+};
+
+// out[e] (+)= scale * sum over the expert's rows of weight[row] * in[row]  (weight 1 where there is none).
+struct GroupedColumnSum {
+  static constexpr std::string_view kName = "grouped_column_sum";
+  View in, rows, out;
+  View weight{};  // one per row of the buffer, or none
+  std::int64_t experts = 1, capacity = 0;
+  double scale = 1;
+  bool accumulate = false;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("in", s.in, Access::kRead); v("rows", s.rows, Access::kRead); v("weight", s.weight, Access::kRead);
+    v("out", s.out, s.accumulate ? Access::kUpdate : Access::kWrite);
+    v("experts", s.experts); v("capacity", s.capacity); v("scale", s.scale); v("acc", s.accumulate);
+  }
+};
+
+// ---- row-wise ------------------------------------------------------------------------------------------------------
+
+// out = x * rstd * gamma + beta, rstd = 1/sqrt(mean(x^2) + 1e-6) of every row: written, or read if it is known.
+struct RmsNorm {
+  static constexpr std::string_view kName = "rms_norm";
+  View x, gamma, beta, out, rstd;
+  bool rstd_known = false;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kRead); v("gamma", s.gamma, Access::kRead); v("beta", s.beta, Access::kRead);
+    v("rstd", s.rstd, s.rstd_known ? Access::kRead : Access::kWrite); v("out", s.out, Access::kWrite);
+    v("rstd_known", s.rstd_known);
+  }
+};
+
+// dx += gradient through RmsNorm; dgamma, dbeta (+)=.
+struct RmsNormBackward {
+  static constexpr std::string_view kName = "rms_norm_backward";
+  View dy, x, rstd, gamma, dx, dgamma, dbeta;
+  bool accumulate = false;      // into dgamma, dbeta
+  bool accumulate_dx = true;    // into dx: the residual stream's gradient already holds the skip path
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("dy", s.dy, Access::kRead); v("x", s.x, Access::kRead); v("rstd", s.rstd, Access::kRead);
+    v("gamma", s.gamma, Access::kRead); v("dx", s.dx, s.accumulate_dx ? Access::kUpdate : Access::kWrite);
+    v("dgamma", s.dgamma, s.accumulate ? Access::kUpdate : Access::kWrite);
+    v("dbeta", s.dbeta, s.accumulate ? Access::kUpdate : Access::kWrite);
+    v("acc", s.accumulate); v("acc_dx", s.accumulate_dx);
+  }
+};
+
+// Rotates x in place: `heads` heads of `width` channels. Row (t, b) has position t + 1, counted from the begin of the
+// whole sequence (own_sequence_part: the rows are this tp rank's part of it).
+struct Rope {
+  static constexpr std::string_view kName = "rope";
+  View x;
+  std::int64_t heads = 1, width = 0, batch = 1;
+  bool own_sequence_part = false, inverse = false;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kUpdate);
+    v("heads", s.heads); v("width", s.width); v("batch", s.batch); v("own_part", s.own_sequence_part);
+    v("inverse", s.inverse);
+  }
+};
+
+struct AttentionShape {
+  std::int64_t tokens = 0, batch = 0, heads = 0, head_dim = 0, rope_width = 0;
+  std::int64_t block = 128;  // rows of a score block; only its causal prefix of columns is computed
+  bool operator==(const AttentionShape&) const = default;
+};
+
+// Causal attention with scores (qn k^T + qr kr^T)/sqrt(head_dim + rope_width). qn (T,B,heads*head_dim);
+// qr (T,B,heads*rope_width) and kr (T,B,rope_width), shared by the heads, where rope_width > 0; kv (T,B, keys of all
+// heads | values of all heads). lse (B,heads,T): log-sum-exp of each row of scores. scratch: block x T.
+struct AttentionForward {
+  static constexpr std::string_view kName = "attention";
+  View qn, kv;
+  View qr{}, kr{};
+  View out, lse, scratch;
+  AttentionShape shape;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("qn", s.qn, Access::kRead); v("qr", s.qr, Access::kRead); v("kv", s.kv, Access::kRead);
+    v("kr", s.kr, Access::kRead); v("out", s.out, Access::kWrite); v("lse", s.lse, Access::kWrite);
+    v("scratch", s.scratch, Access::kWrite); v("heads", s.shape.heads); v("block", s.shape.block);
+  }
+};
+
+// Recomputes the probabilities from lse. dqn, dqr, dkv as qn, qr, kv; dkr (T,B,rope_width): sum over this rank's heads.
+// scratch: 2 x block x T.
+struct AttentionBackward {
+  static constexpr std::string_view kName = "attention_backward";
+  View qn, kv;
+  View qr{}, kr{};
+  View lse, dout, dqn, dkv;
+  View dqr{}, dkr{};
+  View scratch;
+  AttentionShape shape;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("qn", s.qn, Access::kRead); v("qr", s.qr, Access::kRead); v("kv", s.kv, Access::kRead);
+    v("kr", s.kr, Access::kRead); v("lse", s.lse, Access::kRead);
+    v("dout", s.dout, Access::kRead); v("dqn", s.dqn, Access::kWrite); v("dqr", s.dqr, Access::kWrite);
+    v("dkv", s.dkv, Access::kWrite); v("dkr", s.dkr, Access::kWrite); v("scratch", s.scratch, Access::kWrite);
+    v("heads", s.shape.heads); v("block", s.shape.block);
+  }
+};
+
+// out = gelu_tanh(in). With `rows`: only the routed rows of an expert buffer.
+struct Gelu {
+  static constexpr std::string_view kName = "gelu";
+  View in, out;
+  View rows{};
+  std::int64_t experts = 1, capacity = 0;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("in", s.in, Access::kRead); v("rows", s.rows, Access::kRead); v("out", s.out, Access::kWrite);
+    v("experts", s.experts); v("capacity", s.capacity);
+  }
+};
+
+// d *= gelu_tanh'(in), in place.
+struct GeluBackward {
+  static constexpr std::string_view kName = "gelu_backward";
+  View in, d;
+  View rows{};
+  std::int64_t experts = 1, capacity = 0;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("in", s.in, Access::kRead); v("rows", s.rows, Access::kRead); v("d", s.d, Access::kUpdate);
+    v("experts", s.experts); v("capacity", s.capacity);
+  }
+};
+
+// Where an operation drops out, for the counter-based generator: masks are a function of (seed, step, layer, site,
+// global element) and are computed again in the backward pass.
+enum class DropoutSite : std::uint8_t { kAttention, kFfn, kExpert };
+
+// out = x + dropout(in + sum of the bias chunks). in, out, x: (Tl, B, C); bias: bias_chunks * C.
+struct Residual {
+  static constexpr std::string_view kName = "residual";
+  View x, in, bias, out;
+  std::int64_t bias_chunks = 1, batch = 1;
+  double dropout = 0;
+  DropoutSite site = DropoutSite::kAttention;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kRead); v("in", s.in, Access::kRead); v("bias", s.bias, Access::kRead);
+    v("out", s.out, Access::kWrite); v("bias_chunks", s.bias_chunks); v("batch", s.batch); v("p", s.dropout);
+    v("site", static_cast<int>(s.site));
+  }
+};
+
+// out = mask * d / keep; each chunk of dbias (+)= its column sums.
+struct ResidualBackward {
+  static constexpr std::string_view kName = "residual_backward";
+  View d, out, dbias;
+  std::int64_t bias_chunks = 1, batch = 1;
+  double dropout = 0;
+  DropoutSite site = DropoutSite::kAttention;
+  bool accumulate = false;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("d", s.d, Access::kRead); v("out", s.out, Access::kWrite);
+    v("dbias", s.dbias, s.accumulate ? Access::kUpdate : Access::kWrite);
+    v("bias_chunks", s.bias_chunks); v("batch", s.batch); v("p", s.dropout); v("site", static_cast<int>(s.site));
+    v("acc", s.accumulate);
+  }
+};
+
+// ---- mixture of experts --------------------------------------------------------------------------------------------
+
+struct RouteShape {
+  std::int64_t tokens = 0, batch = 0, experts = 0, choices = 0;
+  std::int64_t capacity = 0;  // of an expert, per sequence
+  bool operator==(const RouteShape&) const = default;
+  std::int64_t row_capacity() const { return batch * capacity; }  // of an expert, in the row buffers
+};
+
+// x = 1/(1+exp(-x)), in place.
+struct Sigmoid {
+  static constexpr std::string_view kName = "sigmoid";
+  View x;
+  template <class S, class V> static void fields(S& s, V&& v) { v("x", s.x, Access::kUpdate); }
+};
+
+// Routing of each sequence by itself (jaxformer_semantics 5 and 11): scores (T,B,E) -> choice (T,B,k) i32,
+// slot (T,B,k) i32 (row in the expert buffers, -1: dropped), gate (T,B,k), rows (E) i32, fraction (B,E): share of
+// choices f. Adds to metrics (where given): balance, load, drops, each weighted 1/tp, as all tp ranks route alike.
+struct Route {
+  static constexpr std::string_view kName = "route";
+  View scores, choice, slot, gate, rows, fraction;
+  View metrics{};
+  RouteShape shape;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("scores", s.scores, Access::kRead); v("choice", s.choice, Access::kWrite); v("slot", s.slot, Access::kWrite);
+    v("gate", s.gate, Access::kWrite); v("rows", s.rows, Access::kWrite);
+    v("fraction", s.fraction, Access::kWrite); v("metrics", s.metrics, Access::kUpdate);
+    v("capacity", s.shape.capacity);
+  }
+};
+
+// dscores (T,B,E) = gradient of the gates through scores, given dgate (T,B,k); partial over tp like dgate.
+struct RouteBackward {
+  static constexpr std::string_view kName = "route_backward";
+  View dgate, scores, choice, gate, dscores;
+  RouteShape shape;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("dgate", s.dgate, Access::kRead); v("scores", s.scores, Access::kRead); v("choice", s.choice, Access::kRead);
+    v("gate", s.gate, Access::kRead); v("dscores", s.dscores, Access::kWrite);
+  }
+};
+
+// On this rank's part of the sequence: dscores += coefficient * d(sum_e f P)/dscores, then times s(1-s).
+struct RouterScoreBackward {
+  static constexpr std::string_view kName = "router_score_backward";
+  View scores, fraction, dscores;
+  RouteShape shape;
+  double coefficient = 0;  // alpha * E / k / sequences of the step
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("scores", s.scores, Access::kRead); v("fraction", s.fraction, Access::kRead);
+    v("dscores", s.dscores, Access::kUpdate); v("coefficient", s.coefficient);
+  }
+};
+
+// rows[slot] = h[token], of every kept choice.
+struct Dispatch {
+  static constexpr std::string_view kName = "dispatch";
+  View h, slot, out;
+  RouteShape shape;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("h", s.h, Access::kRead); v("slot", s.slot, Access::kRead); v("out", s.out, Access::kWrite);
+  }
+};
+
+// dh[token] (+)= sum over kept choices of d[slot].
+struct DispatchBackward {
+  static constexpr std::string_view kName = "dispatch_backward";
+  View d, slot, dh;
+  RouteShape shape;
+  bool accumulate = false;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("d", s.d, Access::kRead); v("slot", s.slot, Access::kRead);
+    v("dh", s.dh, s.accumulate ? Access::kUpdate : Access::kWrite); v("acc", s.accumulate);
+  }
+};
+
+// out[token] = sum over kept choices of gate * dropout(row + bias_scale * bias[expert]).
+struct Combine {
+  static constexpr std::string_view kName = "combine";
+  View in, choice, slot, gate, bias, out;
+  RouteShape shape;
+  double bias_scale = 1, dropout = 0;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("in", s.in, Access::kRead); v("choice", s.choice, Access::kRead); v("slot", s.slot, Access::kRead);
+    v("gate", s.gate, Access::kRead); v("bias", s.bias, Access::kRead); v("out", s.out, Access::kWrite);
+    v("bias_scale", s.bias_scale); v("p", s.dropout);
+  }
+};
+
+// d[slot] = mask * dout[token] / keep, not yet gated; row_gate[slot] = the row's gate.
+struct CombineBackward {
+  static constexpr std::string_view kName = "combine_backward";
+  View dout, choice, slot, gate, d, row_gate;
+  RouteShape shape;
+  double dropout = 0;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("dout", s.dout, Access::kRead); v("choice", s.choice, Access::kRead); v("slot", s.slot, Access::kRead);
+    v("gate", s.gate, Access::kRead); v("d", s.d, Access::kWrite); v("row_gate", s.row_gate, Access::kWrite);
+    v("p", s.dropout);
+  }
+};
+
+// dgate = a[slot].da[slot] + bias_scale * d[slot].bias[expert] of every choice; 0 where it was dropped.
+// (a.da with da = d W^T equals d.(a W): the expert's output need not be saved.)
+struct GateBackward {
+  static constexpr std::string_view kName = "gate_backward";
+  View a, da, d, bias, choice, slot, dgate;
+  RouteShape shape;
+  double bias_scale = 1;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("a", s.a, Access::kRead); v("da", s.da, Access::kRead); v("d", s.d, Access::kRead);
+    v("bias", s.bias, Access::kRead); v("choice", s.choice, Access::kRead); v("slot", s.slot, Access::kRead);
+    v("dgate", s.dgate, Access::kWrite); v("bias_scale", s.bias_scale);
+  }
+};
+
+// x[row] *= row_gate[row], of the routed rows.
+struct RowScale {
+  static constexpr std::string_view kName = "row_scale";
+  View row_gate, rows, x;
+  RouteShape shape;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("row_gate", s.row_gate, Access::kRead); v("rows", s.rows, Access::kRead); v("x", s.x, Access::kUpdate);
+  }
+};
+
+// ---- embedding and loss --------------------------------------------------------------------------------------------
+
+struct Embed {  // out[row] = table[tokens[row]]
+  static constexpr std::string_view kName = "embed";
+  View table, tokens, out;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("table", s.table, Access::kRead); v("tokens", s.tokens, Access::kRead); v("out", s.out, Access::kWrite);
+  }
+};
+
+struct EmbedBackward {  // dtable[tokens[row]] += d[row]
+  static constexpr std::string_view kName = "embed_backward";
+  View d, tokens, dtable;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("d", s.d, Access::kRead); v("tokens", s.tokens, Access::kRead); v("dtable", s.dtable, Access::kUpdate);
+  }
+};
+
+// Logits, softmax cross-entropy and their gradient, `logits.rows` rows at a time so that a batch's logits never exist:
+// metrics += sum of -log softmax(x table^T)[target]; dx, dtable += gradient of `scale` times that sum.
+struct LmHead {
+  static constexpr std::string_view kName = "lm_head";
+  View x, table, targets, dx, dtable, logits, metrics;
+  double scale = 1;  // 1 / tokens of the step
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kRead); v("table", s.table, Access::kRead); v("targets", s.targets, Access::kRead);
+    v("dx", s.dx, Access::kWrite); v("dtable", s.dtable, Access::kUpdate); v("logits", s.logits, Access::kWrite);
+    v("metrics", s.metrics, Access::kUpdate); v("scale", s.scale);
+  }
+};
+
+// ---- optimizer -----------------------------------------------------------------------------------------------------
+
+struct Fill {  // x = 0
+  static constexpr std::string_view kName = "fill";
+  View x;
+  template <class S, class V> static void fields(S& s, V&& v) { v("x", s.x, Access::kWrite); }
+};
+
+struct Cast {  // out = in, in out's dtype
+  static constexpr std::string_view kName = "cast";
+  View in, out;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("in", s.in, Access::kRead); v("out", s.out, Access::kWrite);
+  }
+};
+
+// metrics[kSquaredNorm] += weight * sum of squares, weight = 1 / copies of these elements among all ranks, so that a sum
+// over dp, tp and pp counts every distinct element once.
+struct SumSquares {
+  static constexpr std::string_view kName = "sum_squares";
+  View x, metrics;
+  double weight = 1;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kRead); v("metrics", s.metrics, Access::kUpdate); v("weight", s.weight);
+  }
+};
+
+// Clip by the global norm (from metrics), AdamW, weight decay: jaxformer_semantics 9. Gradients are left as they are.
+struct AdamW {
+  static constexpr std::string_view kName = "adamw";
+  View grad, metrics, param, m, v_;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("grad", s.grad, Access::kRead); v("metrics", s.metrics, Access::kRead); v("param", s.param, Access::kUpdate);
+    v("m", s.m, Access::kUpdate); v("v", s.v_, Access::kUpdate);
+  }
+};
+
+// ---- communication -------------------------------------------------------------------------------------------------
+
+enum class CollectiveKind : std::uint8_t { kAllGather, kReduceScatter, kAllReduce };
+constexpr std::array<std::string_view, 3> kCollectiveNames{"all-gather", "reduce-scatter", "all-reduce"};
+constexpr std::string_view name(CollectiveKind k) { return kCollectiveNames[static_cast<int>(k)]; }
+
+// kRing: p-1 steps around the group, each passing 1/p of the buffer (all-reduce: twice). kDirect: every member sends
+// its whole buffer to every other, and sums in member order, so that all get the same bits; for a few numbers.
+enum class Algorithm : std::uint8_t { kRing, kDirect };
+
+// Along dimension 0, in member order. all-gather: dst = the members' src, one after another (src may be this member's
+// part of dst: in_place). reduce-scatter: dst (+)= this member's part of the sum of src (in_place: left in that part of
+// src). all-reduce: src = dst = the sum.
+struct Collective {
+  static constexpr std::string_view kName = "collective";
+  CollectiveKind kind = CollectiveKind::kAllGather;
+  Group group = Group::kTp;
+  Algorithm algorithm = Algorithm::kRing;
+  View src, dst;
+  View scratch{};  // receive buffer of reductions: 1/p of the buffer (kRing), p buffers (kDirect)
+  bool in_place = false, accumulate = false;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("src", s.src, s.in_place || s.kind == CollectiveKind::kAllReduce ? Access::kUpdate : Access::kRead);
+    v("dst", s.dst, s.accumulate || s.in_place ? Access::kUpdate : Access::kWrite);
+    v("scratch", s.scratch, Access::kWrite);
+    v("in_place", s.in_place); v("acc", s.accumulate);
+  }
+};
+
+enum class Direction : std::int8_t { kNext = 1, kPrevious = -1 };  // one step along pp
+
+struct Send {
+  static constexpr std::string_view kName = "send";
+  View x;
+  Direction to = Direction::kNext;
+  template <class S, class V> static void fields(S& s, V&& v) { v("x", s.x, Access::kRead); v("to", static_cast<int>(s.to)); }
+};
+
+struct Recv {
+  static constexpr std::string_view kName = "recv";
+  View x;
+  Direction from = Direction::kPrevious;
+  template <class S, class V> static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kWrite); v("from", static_cast<int>(s.from));
+  }
+};
+
+struct Free {  // the end of a workspace tensor's life
+  static constexpr std::string_view kName = "free";
+  TensorId tensor = kNoTensor;
+  template <class S, class V> static void fields(S&, V&&) {}
+};
+
+using Op = std::variant<Gemm, GroupedGemm, ColumnSum, GroupedColumnSum, RmsNorm, RmsNormBackward, Rope, AttentionForward,
+                        AttentionBackward, Gelu, GeluBackward, Residual, ResidualBackward, Sigmoid, Route, RouteBackward,
+                        RouterScoreBackward, Dispatch, DispatchBackward, Combine, CombineBackward, GateBackward, RowScale,
+                        Embed, EmbedBackward, LmHead, Fill, Cast, SumSquares, AdamW, Collective, Send, Recv, Free>;
+constexpr int kOpKinds = std::variant_size_v<Op>;
+
+// Index of an operation's kind, and its name: "gemm", "all-gather", ...
+using OpKind = std::uint8_t;
+inline OpKind kind_of(const Op& op) { return static_cast<OpKind>(op.index()); }
+std::string_view kind_name(OpKind kind);  // a collective's is "collective"
+std::string_view op_name(const Op& op);   // a collective's is its own: "all-gather"
+
+enum class Stream : std::uint8_t { kCompute, kTp, kDp, kPp, kSendNext, kRecvPrevious, kSendPrevious, kRecvNext };
+constexpr int kStreams = 8;
+constexpr std::array<std::string_view, kStreams> kStreamNames{"compute",   "tp",            "dp",            "pp",
+                                                              "send next", "recv previous", "send previous", "recv next"};
+constexpr std::string_view name(Stream s) { return kStreamNames[static_cast<int>(s)]; }
+Stream stream_of(const Op& op);  // Free runs nowhere and takes no time: kCompute
+
+// Entries of the metrics tensor: sums over the ranks' shares, complete after the all-reduces that end a step.
+enum Metric : int { kSquaredNorm, kCrossEntropySum, kBalanceSum, kDroppedSum, kLoadFirst };  // then one load per expert
+
+// Calls f(name, view, access) for every operand that is present.
+template <class F>
+void for_each_operand(const Op& op, F&& f) {
+  std::visit([&](const auto& o) {
+    std::remove_cvref_t<decltype(o)>::fields(o, [&](std::string_view field, const auto&... rest) {
+      if constexpr (sizeof...(rest) == 2) {
+        [&](const View& view, Access access) { if (view) f(field, view, access); }(rest...);
+      }
+    });
+  }, op);
+}
+
+}  // namespace meshwright

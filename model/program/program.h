@@ -1,0 +1,177 @@
+// What every rank of a plan does in one training step. Ranks that differ only along dp and tp do the same, so a
+// ProgramSet holds one Program per pipeline stage. A Program is built from few distinct pieces that the schedule
+// instantiates, and stays small whatever the number of ranks, and grows with slots, not with slots x layers:
+//
+//   Piece    straight-line operations on tensors named by (frame, offset): a layer kind's forward, its backward, ...
+//   Call     a piece applied to one block (layer): where the block's frames begin
+//   Chunk    the calls of one slot: a stage's forward, its backward, ... the same for every microbatch
+//   Slot     a chunk at its place in the schedule, for one microbatch: which buffers in flight it uses
+//
+// The address of a tensor in a rank's arena is
+//   slot.anchor[call.anchor[frame]] + call.base[frame] + tensor.offset  (+ ring stride if call and slot say so).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/program/mesh.h"
+#include "model/program/op.h"
+#include "model/program/tensor.h"
+
+namespace meshwright {
+
+struct Piece {
+  std::string name;  // "moe.backward"
+  std::vector<Tensor> tensors;
+  std::vector<Op> ops;
+  std::int64_t workspace_bytes = 0;  // high-water mark of its workspace tensors, set by place_workspace()
+};
+
+// Frames that move with the microbatch begin at one of these, set by the slot.
+enum class Anchor : std::uint8_t { kFixed, kStash, kInbox, kOutbox, kGradientFlow, kTokens };
+constexpr int kAnchors = 6;
+
+struct Call {
+  int piece = 0;               // index in ProgramSet::pieces
+  int block = -1;              // index in ProgramSet::blocks: parameters it works on; -1: none
+  int layer = -1;              // global layer index, -1 outside layers
+  std::array<std::int64_t, kFrames> base{};
+  std::array<Anchor, kFrames> anchor{};
+  // Rings of two: frames kWeights and kGrads of this call alternate between two buffers, so that the next call's can be
+  // gathered, and the previous one's reduced, meanwhile. The buffer is ring ^ slot.ring.
+  bool weights_ring = false, grads_ring = false;
+  std::uint8_t ring = 0;
+};
+
+struct Chunk {
+  std::string name;  // "forward", "backward", "backward, last microbatch", ...
+  std::vector<Call> calls;
+};
+
+enum class Action : std::uint8_t {
+  kBegin, kForward, kBackward, kSendForward, kRecvForward, kSendBackward, kRecvBackward, kReduce, kNorm, kUpdate
+};
+
+// One slot of the schedule. Send, receive and reductions across stages have slots of their own.
+struct Slot {
+  Action action = Action::kBegin;
+  int microbatch = -1;
+  int chunk = 0;  // index in Program::chunks
+  std::uint8_t ring = 0;
+  std::array<std::int64_t, kAnchors> anchor{};  // bytes in the arena; [kFixed] is 0
+};
+
+// A contiguous part of the arena.
+struct Region {
+  std::string name;
+  MemoryClass memory_class;
+  std::int64_t offset = 0, bytes = 0;
+};
+
+struct Program {
+  int stage = 0;
+  int first_layer = 0, layers = 0;  // of the whole model's
+  std::vector<Chunk> chunks;
+  std::vector<Slot> slots;
+  std::vector<Region> regions;  // of the arena, one after another
+  std::int64_t arena_bytes = 0;
+  std::int64_t weights_ring_stride = 0, grads_ring_stride = 0;
+
+  std::array<std::int64_t, kMemoryClasses> bytes_by_class() const;
+};
+
+// One parameter tensor within its unit. Gradients, master weights and moments lie the same way.
+struct ParameterPlacement {
+  int parameter = 0;  // index in ProgramSet::parameters
+  Layout tp;          // replicate or shard
+  Shape local_shape;  // of one tp rank
+  std::int64_t offset = 0;  // elements from the unit's begin
+};
+
+// Parameters that are gathered and reduced together over dp: one flat array, padded so that every cut is even.
+struct Unit {
+  std::string name;
+  bool tp_replicated = false;  // gradients are then also summed over tp
+  std::vector<ParameterPlacement> parameters;
+  std::int64_t elements = 0;   // without padding
+  std::int64_t padded = 0;     // a multiple of 16 * dp * tp
+  std::int64_t offset = 0;     // elements from the block's begin (whole), offset / dp when sharded over dp
+};
+
+// The parameters of a layer, or of the embedding, or of the head.
+struct Block {
+  std::string name;
+  int layer = -1;
+  std::vector<Unit> units;
+  std::int64_t padded = 0;  // elements, sum over units
+};
+
+// A named tensor of the model, as reports and checkpoints know it.
+struct Parameter {
+  std::string name;  // "layers.3.mla.down.kernel"
+  Shape shape;       // global
+};
+
+// Where a rank keeps a block's state, in bytes of its arena. -1: not kept (gathered when used).
+struct BlockState {
+  int block = 0;
+  std::int64_t weights = -1, weight_shard = -1, master = -1, grads = -1, grad_shard = -1, moment1 = -1, moment2 = -1;
+  bool master_sharded = false;  // master, moments (and grad_shard) hold 1/dp of each unit
+  bool counts_in_norm = true;   // false on the first stage's copy of a tied table that the last stage holds, too
+};
+
+struct StepShape {
+  std::int64_t sequences = 0;        // of the step, all dp shards
+  std::int64_t tokens = 0;           // of a sequence (T)
+  std::int64_t microbatch = 0;       // sequences of a microbatch on one dp rank (B)
+  int microbatches = 0;              // M
+  bool operator==(const StepShape&) const = default;
+};
+
+struct ProgramSet {
+  MeshShape mesh;
+  int fsdp = 0;
+  StepShape step;
+  DType compute = DType::kF32, state = DType::kF32;
+  std::vector<Piece> pieces;
+  std::vector<Parameter> parameters;
+  std::vector<Block> blocks;
+  std::vector<Program> stages;                      // one per pipeline stage
+  std::vector<std::vector<BlockState>> state_of;    // per stage
+  // Of the mixture-of-experts layers: experts, choices of a token, layers, and the weight of the balance loss.
+  std::int64_t experts = 0, choices = 0, moe_layers = 0;
+  double balance_weight = 0;
+};
+
+// Where tensor `t` of the call's piece begins in the arena, in bytes.
+inline std::int64_t address(const Program& program, const Slot& slot, const Call& call, const Tensor& t) {
+  const int frame = static_cast<int>(t.frame);
+  std::int64_t at = slot.anchor[static_cast<int>(call.anchor[frame])] + call.base[frame] + t.offset;
+  if (t.frame == Frame::kWeights && call.weights_ring && ((call.ring ^ slot.ring) & 1)) at += program.weights_ring_stride;
+  if (t.frame == Frame::kGrads && call.grads_ring && ((call.ring ^ slot.ring) & 1)) at += program.grads_ring_stride;
+  return at;
+}
+
+// Gives every workspace tensor of the piece its offset, so that tensors alive at the same time are apart; a tensor lives
+// from its first write to its Free (scratch: during one operation). First fit in program order; 64-byte aligned.
+// Sets workspace_bytes. Asserts that every workspace tensor is written and freed once.
+void place_workspace(Piece& piece);
+
+// Calls f(slot, call, piece, op) for every operation of the stage, in program order.
+template <class F>
+void for_each_op(const ProgramSet& set, const Program& program, F&& f) {
+  for (const Slot& slot : program.slots)
+    for (const Call& call : program.chunks[slot.chunk].calls)
+      for (const Op& op : set.pieces[call.piece].ops) f(slot, call, set.pieces[call.piece], op);
+}
+
+// "F0 send F1 send recv B0 recv B1": the schedule of a stage without its step-end slots.
+std::string brief(const Program& program);
+// One operation per line, with its operands and addresses.
+std::string to_text(const ProgramSet& set, const Program& program);
+
+}  // namespace meshwright

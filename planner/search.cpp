@@ -1,0 +1,165 @@
+#include "planner/search.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <tuple>
+#include <variant>
+
+#include "model/program/check.h"
+
+namespace meshwright {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr auto kProgressInterval = std::chrono::milliseconds(100);
+
+using Outcome = std::variant<std::monostate, PlanResult, TooLarge, std::exception_ptr>;
+
+// Step time, then text. The text differs between any two plans, so no two tie.
+bool better(const PlanResult& a, const PlanResult& b) {
+  if (a.step_time_s != b.step_time_s) return a.step_time_s < b.step_time_s;
+  return to_text(a.plan) < to_text(b.plan);
+}
+
+// Works through the plans of a space with a pool of threads. An outcome has its plan's place, whoever worked it out, so
+// that the result does not depend on the number of threads.
+class Search {
+ public:
+  Search(const Problem& problem, const Machine& machine, std::vector<Plan> plans)
+      : problem_(problem), machine_(machine), plans_(std::move(plans)), outcomes_(plans_.size()) {
+    for (const Plan& plan : plans_)
+      if (const int pp = plan.mesh.pp; !stages_.contains(pp))
+        stages_[pp] = balanced_stages(problem.model, problem.shape, pp);
+  }
+
+  std::vector<Outcome> run(int workers, const std::function<void(const SearchProgress&)>& progress) {
+    so_far_.total = static_cast<std::int64_t>(plans_.size());
+    running_ = workers;
+    {
+      std::vector<std::jthread> pool;
+      for (int i = 0; i < workers; ++i) pool.emplace_back([this] { work(); });
+      watch(progress);
+    }
+    return std::move(outcomes_);
+  }
+
+ private:
+  void work() {
+    while (!failed_) {  // a plan that was taken is finished, so the first failure in the space's order is always found
+      const std::size_t i = next_++;
+      if (i >= plans_.size()) break;
+      try {
+        outcomes_[i] = look_at(plans_[i]);
+      } catch (...) {
+        outcomes_[i] = std::current_exception();
+        failed_ = true;
+      }
+      note(outcomes_[i]);
+    }
+    const std::lock_guard lock(mutex_);
+    if (--running_ == 0) finished_.notify_one();
+  }
+
+  Outcome look_at(const Plan& plan) const {
+    const ProgramSet programs = lower(problem_.model, problem_.shape, plan, stages_.at(plan.mesh.pp));
+    if (const Bytes needed = memory_needed(programs); needed > machine_.usable_memory)
+      return TooLarge{plan, needed, needed - machine_.usable_memory};
+    return evaluate_plan(problem_, plan, programs, machine_);
+  }
+
+  void note(const Outcome& outcome) {
+    const std::lock_guard lock(mutex_);
+    ++so_far_.evaluated;
+    if (std::holds_alternative<TooLarge>(outcome)) ++so_far_.too_large;
+    if (const auto* result = std::get_if<PlanResult>(&outcome); result && (!so_far_.best || better(*result, *so_far_.best)))
+      so_far_.best = *result;
+  }
+
+  void watch(const std::function<void(const SearchProgress&)>& progress) {
+    std::unique_lock lock(mutex_);
+    while (!finished_.wait_for(lock, kProgressInterval, [this] { return running_ == 0; })) report(progress, lock);
+    report(progress, lock);
+  }
+  // Workers go on while the callback runs.
+  void report(const std::function<void(const SearchProgress&)>& progress, std::unique_lock<std::mutex>& lock) const {
+    if (!progress) return;
+    const SearchProgress copy = so_far_;
+    lock.unlock();
+    progress(copy);
+    lock.lock();
+  }
+
+  const Problem& problem_;
+  const Machine& machine_;
+  const std::vector<Plan> plans_;
+  std::map<int, std::vector<int>> stages_;  // pp to layers per stage
+  std::vector<Outcome> outcomes_;           // of plans_, each written by one thread
+  std::atomic<std::size_t> next_ = 0;
+  std::atomic<bool> failed_ = false;
+
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable finished_;
+  int running_ = 0;
+  SearchProgress so_far_;
+};
+
+}  // namespace
+
+std::map<std::string, Rejected> SearchResult::rejected() const {
+  std::map<std::string, Rejected> all;
+  for (const IllegalPart& part : illegal) ++all[part.why.reason].count;
+  if (too_large.empty()) return all;
+  Rejected& memory = all[std::string(kDoesNotFit)];
+  memory.count = static_cast<std::int64_t>(too_large.size());
+  memory.smallest_excess = std::ranges::min_element(too_large, {}, &TooLarge::excess)->excess;
+  return all;
+}
+
+const PlanResult* SearchResult::best_runnable() const {
+  const auto found = std::ranges::find_if(plans, &PlanResult::runnable);
+  return found == plans.end() ? nullptr : &*found;
+}
+
+SearchResult search(const Problem& problem, const Machine& machine, const SearchOptions& options) {
+  check(!not_lowerable(problem.model), "search: can't lower {} yet", not_lowerable(problem.model).value_or(""));
+  const auto begin = Clock::now();
+  SearchResult result;
+  result.illegal = PlanSpace(problem).illegal();
+  const int workers = options.workers > 0 ? options.workers : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  std::vector<Outcome> outcomes = Search(problem, machine, all_plans(problem)).run(workers, options.progress);
+  for (const Outcome& outcome : outcomes)
+    if (const auto* error = std::get_if<std::exception_ptr>(&outcome)) std::rethrow_exception(*error);
+  for (Outcome& outcome : outcomes) {
+    if (auto* fits = std::get_if<PlanResult>(&outcome)) result.plans.push_back(std::move(*fits));
+    else result.too_large.push_back(std::get<TooLarge>(outcome));
+  }
+  std::ranges::sort(result.plans, better);
+  result.evaluated = static_cast<std::int64_t>(outcomes.size());
+  result.elapsed_s = std::chrono::duration<double>(Clock::now() - begin).count();
+  return result;
+}
+
+Plan published_plan(const TrainingConfig& config) {
+  return {.mesh = config.mesh,
+          .fsdp = config.mesh.dp > 1 ? 3 : 0,
+          .microbatches = static_cast<int>(config.microbatches * config.grad_step),
+          .schedule = Schedule::kGPipe,
+          .recompute = Recompute::kFull};
+}
+
+std::optional<Standing> standing(const SearchResult& result, const Plan& plan) {
+  if (const auto found = std::ranges::find(result.plans, plan, &PlanResult::plan); found != result.plans.end())
+    return Standing{.plan = plan,
+                    .rank = static_cast<std::size_t>(found - result.plans.begin()) + 1,
+                    .ratio_to_best = found->step_time_s / result.plans.front().step_time_s};
+  if (const auto found = std::ranges::find(result.too_large, plan, &TooLarge::plan); found != result.too_large.end())
+    return Standing{.plan = plan, .too_large = *found};
+  return std::nullopt;
+}
+
+}  // namespace meshwright

@@ -1,0 +1,78 @@
+// Exhaustive search: every legal plan is lowered, those that fit in memory are simulated, and all are ranked.
+// Not for: pruning by bounds, or search over several machines' processes.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "model/config.h"
+#include "planner/evaluate.h"
+#include "planner/space.h"
+
+namespace meshwright {
+
+// A legal plan whose programs need more memory than a device has.
+struct TooLarge {
+  Plan plan;
+  Bytes needed;  // on the device that needs the most; exact
+  Bytes excess;  // of it over the usable memory
+  bool operator==(const TooLarge&) const = default;
+};
+constexpr std::string_view kDoesNotFit = "does not fit in memory";
+
+struct SearchProgress {
+  std::int64_t evaluated = 0, total = 0, too_large = 0;
+  std::optional<PlanResult> best;  // so far
+};
+
+struct SearchOptions {
+  int workers = 0;  // threads; 0: one per hardware thread. The result is the same, bit for bit, for any number
+  // Called on the thread that called search(), about every 0.1 s and once at the end.
+  std::function<void(const SearchProgress&)> progress;
+};
+
+struct Rejected {
+  std::int64_t count = 0;
+  std::optional<Bytes> smallest_excess;  // where the reason is kDoesNotFit
+  bool operator==(const Rejected&) const = default;
+};
+
+struct SearchResult {
+  std::vector<PlanResult> plans;      // all that fit, best first: by step time, then by the text of the plan
+  std::vector<TooLarge> too_large;    // in the order of the space
+  std::vector<IllegalPart> illegal;   // see IllegalPart for what one of them is
+  std::int64_t evaluated = 0;         // legal plans looked at: plans and too_large
+  double elapsed_s = 0;               // wall time of the search
+
+  // Reason to count: plans under kDoesNotFit, IllegalParts under their reasons.
+  std::map<std::string, Rejected> rejected() const;
+  const PlanResult* best() const { return plans.empty() ? nullptr : &plans.front(); }
+  const PlanResult* best_runnable() const;  // nullptr: none
+};
+
+// What an evaluation throws is thrown here, too: of several, that of the first plan in the space's order.
+// Preconditions: the model can be lowered (not_lowerable), and machine has problem.devices devices.
+SearchResult search(const Problem& problem, const Machine& machine, const SearchOptions& options = {});
+
+// The plan that a JAXformer configuration describes, carried over into our layout: its own mesh, GPipe, its number of
+// microbatches (times its accumulation steps, which are further microbatches here), FSDP 3 where dp is above 1, full
+// recomputation. Shown as "as published, in our layout": the run as it really was had a layout and schedule of its own.
+Plan published_plan(const TrainingConfig& config);
+constexpr std::string_view kPublishedLabel = "as published, in our layout";
+
+// Where a plan came out of a search.
+struct Standing {
+  Plan plan;
+  std::optional<std::size_t> rank;  // 1 is the best; none: it is not among those that fit
+  double ratio_to_best = 0;         // its step time / the best's, where it has a rank
+  std::optional<TooLarge> too_large;
+};
+// nullopt: the plan is not in the space that was searched.
+std::optional<Standing> standing(const SearchResult& result, const Plan& plan);
+
+}  // namespace meshwright

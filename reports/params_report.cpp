@@ -1,0 +1,136 @@
+#include "reports/params_report.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "model/accounting.h"
+#include "reports/figures.h"
+#include "reports/table.h"
+
+namespace meshwright {
+namespace {
+
+// One line of a layer: a module, what it holds and what it multiplies.
+struct ModuleLine {
+  std::string_view key;    // in JSON
+  std::string_view label;  // in text
+  std::int64_t parameters = 0, active = 0;
+  Flops forward;  // of one sequence
+};
+
+// Equal layers of a model.
+struct LayerKind {
+  LayerSpec layer;
+  std::int64_t count = 0;
+  LayerParameters parameters;
+  LayerFlops flops;
+
+  std::vector<ModuleLine> lines() const {
+    const LayerParameters& p = parameters;
+    std::vector<ModuleLine> lines{{"norms", "norms", p.norms, p.norms, {}},
+                                  {"attention", "attention", p.attention, p.attention, flops.projections + flops.scores}};
+    if (p.ffn) lines.push_back({"ffn", "feed-forward", p.ffn, p.ffn, flops.ffn});
+    if (p.shared) lines.push_back({"shared", "shared experts", p.shared, p.shared, flops.shared});
+    if (p.router) lines.push_back({"router", "router", p.router, p.router, flops.router});
+    if (p.experts) lines.push_back({"experts", "routed experts", p.experts, p.chosen_experts, flops.experts});
+    return lines;
+  }
+};
+
+// "dense", "dense with rope", "mixture of 16 experts, 2 chosen, 2 shared".
+std::string describe(const LayerSpec& layer) {
+  std::string text;
+  if (const auto* moe = std::get_if<MoeSpec>(&layer.ffn))
+    text = fmt::format("mixture of {} experts, {} chosen, {} shared", moe->experts, moe->choices, moe->shared);
+  else
+    text = "dense";
+  if (const auto* mla = std::get_if<MlaSpec>(&layer.attention))
+    text += mla->rope_width > 0 ? "; latent attention, rotary" : "; latent attention";
+  else
+    text += "; multi-head attention";
+  return text;
+}
+
+std::vector<LayerKind> layer_kinds(const ModelSpec& model, const ParameterCount& count, std::int64_t tokens) {
+  std::vector<LayerKind> kinds;
+  for (std::size_t i = 0; i < model.layers.size(); ++i) {
+    std::size_t k = 0;
+    while (k < kinds.size() && !(kinds[k].layer == model.layers[i])) ++k;
+    if (k == kinds.size())
+      kinds.push_back({model.layers[i], 0, count.layers[i], layer_forward_flops(model.layers[i], model.width, tokens)});
+    ++kinds[k].count;
+  }
+  return kinds;
+}
+
+}  // namespace
+
+std::string params_report(const ModelSpec& model, std::int64_t tokens, std::int64_t sequences) {
+  const ParameterCount count = count_parameters(model);
+  std::string text = fmt::format("{}: {} parameters, {} of them active for a token\n", model.name,
+                                 with_commas(count.total()), with_commas(count.active()));
+  text += fmt::format("width {}, {} layers, {} tokens in the vocabulary, sequences of {} tokens\n\n", model.width,
+                      model.layers.size(), with_commas(model.vocab), with_commas(tokens));
+
+  Table table({{"", Align::kLeft}, {"parameters"}, {"active"}, {"forward GFLOP\na sequence"}, {"layers"}, {"parameters\nof all"}});
+  const auto gflop = [](Flops f) { return fmt::format("{:.3f}", static_cast<double>(f.value) * 1e-9); };
+  for (const LayerKind& kind : layer_kinds(model, count, tokens)) {
+    table.add_row({describe(kind.layer), with_commas(kind.parameters.total()), with_commas(kind.parameters.active()),
+                   gflop(kind.flops.total()), with_commas(kind.count), with_commas(kind.count * kind.parameters.total())});
+    for (const ModuleLine& line : kind.lines())
+      table.add_row({fmt::format("  {}", line.label), with_commas(line.parameters), with_commas(line.active),
+                     gflop(line.forward), "", with_commas(kind.count * line.parameters)});
+  }
+  table.add_rule();
+  const auto outside = [&](std::string label, std::int64_t parameters, Flops flops) {
+    table.add_row({std::move(label), with_commas(parameters), "", flops.value ? gflop(flops) : "", "", with_commas(parameters)});
+  };
+  const Flops logits = logits_forward_flops(model, tokens);
+  outside(model.tied_embedding ? "embedding, also the logits'" : "embedding", count.embedding,
+          model.tied_embedding ? logits : Flops{});
+  if (count.positions) outside("positions", count.positions, {});
+  outside("final norm", count.final_norm, {});
+  if (count.head) outside("head", count.head, logits);
+  table.add_rule();
+  table.add_row({"all", "", with_commas(count.active()), gflop(forward_flops(model, tokens)),
+                 with_commas(static_cast<std::int64_t>(model.layers.size())), with_commas(count.total())});
+  text += table.render();
+  const double step = model_flops(model, tokens, sequences);
+  text += fmt::format("\nA step of {} sequences, {} tokens: {} (3 x forward; causal attention at half, no recomputation).\n",
+                      with_commas(sequences), with_commas(sequences * tokens), flops_text(step));
+  text += "Active: layers only, the chosen and the shared experts. FLOPs: matrix multiply-adds, 2 each.\n";
+  return text;
+}
+
+OrderedJson params_json(const ModelSpec& model, std::int64_t tokens, std::int64_t sequences) {
+  const ParameterCount count = count_parameters(model);
+  OrderedJson out;
+  out["name"] = model.name;
+  out["total_parameters"] = count.total();
+  out["active_parameters"] = count.active();
+  out["model_flops"] = model_flops(model, tokens, sequences);
+  out["forward_flops_per_sequence"] = forward_flops(model, tokens).value;
+  out["tokens_per_step"] = sequences * tokens;
+  std::int64_t layers = 0;
+  for (const LayerParameters& layer : count.layers) layers += layer.total();
+  out["parameters"] = {{"embedding", count.embedding}, {"positions", count.positions}, {"layers", layers},
+                       {"final_norm", count.final_norm}, {"head", count.head}};
+  out["layers"] = OrderedJson::array();
+  for (const LayerKind& kind : layer_kinds(model, count, tokens)) {
+    OrderedJson entry{{"kind", describe(kind.layer)},
+                      {"count", kind.count},
+                      {"parameters", kind.parameters.total()},
+                      {"active_parameters", kind.parameters.active()},
+                      {"forward_flops", kind.flops.total().value},
+                      {"modules", OrderedJson::object()}};
+    for (const ModuleLine& line : kind.lines())
+      entry["modules"][std::string(line.key)] = {{"parameters", line.parameters}, {"forward_flops", line.forward.value}};
+    out["layers"].push_back(std::move(entry));
+  }
+  return out;
+}
+
+}  // namespace meshwright

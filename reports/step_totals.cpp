@@ -1,0 +1,75 @@
+#include "reports/step_totals.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+
+#include "model/program/check.h"
+#include "reports/figures.h"
+#include "reports/table.h"
+
+namespace meshwright {
+namespace {
+
+std::string traffic_name(const TrafficKey& key) { return fmt::format("{} over {}", key.first, key.second); }
+
+// Messages go to a neighbouring stage, collectives span a group: zero bytes and no entry are the same.
+std::int64_t sent(const Traffic& traffic, const TrafficKey& key) {
+  const auto it = traffic.find(key);
+  return it == traffic.end() ? 0 : it->second.value;
+}
+
+std::set<TrafficKey> keys(const StepTotals& a, const StepTotals& b) {
+  std::set<TrafficKey> all;
+  for (const Traffic* traffic : {&a.traffic, &b.traffic})
+    for (const auto& [key, bytes] : *traffic)
+      if (bytes.value != 0) all.insert(key);
+  return all;
+}
+
+}  // namespace
+
+StepTotals totals(const StepReport& report, const MeshShape& mesh) {
+  const int reported = static_cast<int>(report.ranks.size());
+  check(reported == mesh.ranks() || reported == mesh.pp, "a report of {} ranks for a mesh of {}", reported, to_string(mesh));
+  const int each = mesh.ranks() / reported;
+  StepTotals sum{.step_time = report.step_time};
+  for (const RankReport& rank : report.ranks) {
+    sum.flops += static_cast<double>(rank.executed_flops.value) * each;
+    sum.peak_bytes = std::max(sum.peak_bytes, rank.peak_bytes);
+    for (const auto& [key, bytes] : rank.traffic) sum.traffic[key] += bytes * each;
+  }
+  return sum;
+}
+
+OrderedJson to_json(const StepTotals& totals) {
+  OrderedJson out{{"step_time_s", totals.step_time.value}, {"flops", totals.flops}, {"peak_bytes", totals.peak_bytes.value},
+                  {"bytes", OrderedJson::object()}};
+  for (const auto& [key, bytes] : totals.traffic) out["bytes"][traffic_name(key)] = bytes.value;
+  return out;
+}
+
+bool counts_equal(const StepTotals& a, const StepTotals& b) {
+  const auto all = keys(a, b);
+  return a.flops == b.flops && a.peak_bytes == b.peak_bytes &&
+         std::all_of(all.begin(), all.end(), [&](const TrafficKey& key) { return sent(a.traffic, key) == sent(b.traffic, key); });
+}
+
+std::string comparison_report(const StepTotals& predicted, const StepTotals& counted) {
+  Table table({{"of a step", Align::kLeft}, {"predicted"}, {"counted"}, {"", Align::kLeft}});
+  const auto add = [&](std::string label, std::int64_t a, std::int64_t b) {
+    table.add_row({std::move(label), with_commas(a), with_commas(b), a == b ? "equal" : fmt::format("{:+} counted", b - a)});
+  };
+  add("FLOPs, all ranks", static_cast<std::int64_t>(predicted.flops), static_cast<std::int64_t>(counted.flops));
+  add("peak bytes of a rank", predicted.peak_bytes.value, counted.peak_bytes.value);
+  for (const TrafficKey& key : keys(predicted, counted))
+    add(fmt::format("bytes sent, {}", traffic_name(key)), sent(predicted.traffic, key), sent(counted.traffic, key));
+  table.add_row({"step time, ms", milliseconds(predicted.step_time), milliseconds(counted.step_time),
+                 predicted.step_time.value > 0
+                     ? fmt::format("{:.2f} x predicted", counted.step_time.value / predicted.step_time.value)
+                     : ""});
+  return table.render();
+}
+
+}  // namespace meshwright

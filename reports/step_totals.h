@@ -1,0 +1,34 @@
+// What a whole step costs, summed over ranks: the figures in which prediction and execution are compared.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "model/input/json_reader.h"
+#include "model/program/mesh.h"
+#include "model/program/step_report.h"
+
+namespace meshwright {
+
+struct StepTotals {
+  Seconds step_time;
+  double flops = 0;  // of all ranks
+  Bytes peak_bytes;  // of the rank that needs the most
+  Traffic traffic;   // of all ranks: bytes sent by operation and group
+
+  bool operator==(const StepTotals&) const = default;
+};
+
+// Of a report of every rank, or of one rank per stage, which counts for all `mesh.dp * mesh.tp` of its stage.
+StepTotals totals(const StepReport& report, const MeshShape& mesh);
+
+// step_time_s, flops, peak_bytes, bytes: {"all-gather over tp": n, ...}.
+OrderedJson to_json(const StepTotals& totals);
+
+// Predicted against counted: a line for FLOPs, peak bytes and each collective and group, and "equal", or the difference.
+// Step times are compared by their ratio.
+std::string comparison_report(const StepTotals& predicted, const StepTotals& counted);
+// Whether all but the step time is equal.
+bool counts_equal(const StepTotals& predicted, const StepTotals& counted);
+
+}  // namespace meshwright

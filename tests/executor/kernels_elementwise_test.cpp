@@ -1,0 +1,144 @@
+#include "executor/kernels/elementwise.h"
+#include "tests/executor/kernel_test_support.h"
+
+namespace meshwright::kernels {
+namespace {
+
+template <class Real>
+class Elementwise : public InBothPrecisions<Real> {};
+TYPED_TEST_SUITE(Elementwise, Precisions);
+
+double gelu_of(double u) {  // as the semantics write it
+  return 0.5 * u * (1 + std::tanh(std::sqrt(2 / M_PI) * (u + 0.044715 * u * u * u)));
+}
+
+TYPED_TEST(Elementwise, gelu_equals_its_formula) {
+  using Real = TypeParam;
+  Values u = stored<Real>(random_values(4099, 1, -12, 12));
+  u[0] = 0;
+  std::vector<Real> a = as<Real>(u);
+  gelu<Real>(a.size(), a.data(), a.data());  // in place
+  for (std::size_t i = 0; i < u.size(); ++i) {
+    const double expected = gelu_of(u[i]);
+    ASSERT_NEAR(a[i], expected, (sizeof(Real) == 4 ? 3e-7 : 1e-15) * std::max(1.0, std::abs(expected)))
+        << u[i];
+  }
+}
+
+TEST(Gelu, of_large_floats_stays_finite) {
+  const std::vector<float> u = {-1e4f, -100.f, 100.f, 1e4f};
+  std::vector<float> a(4), du(4);
+  const std::vector<float> da(4, 1.f);
+  gelu<float>(4, u.data(), a.data());
+  gelu_backward<float>(4, u.data(), da.data(), du.data());
+  EXPECT_NEAR(a[0], 0, 1e-30);
+  EXPECT_NEAR(a[1], 0, 1e-30);
+  EXPECT_EQ(a[2], 100.f);
+  EXPECT_EQ(a[3], 1e4f);
+  EXPECT_NEAR(du[0], 0, 1e-20);
+  EXPECT_NEAR(du[1], 0, 1e-20);
+  EXPECT_FLOAT_EQ(du[2], 1.f);
+  EXPECT_FLOAT_EQ(du[3], 1.f);
+}
+
+TEST(Gelu, backward_is_its_derivative) {
+  const Values u = random_values(200, 2, -5, 5), da = random_values(200, 3);
+  Values du = unwritten<double>(200);
+  gelu_backward<double>(200, u.data(), da.data(), du.data());
+  expect_gradient(
+      [&](const Values& x) {
+        Values a(x.size());
+        gelu<double>(x.size(), x.data(), a.data());
+        return inner(a, da);
+      },
+      u, du, 1e-8);
+}
+
+TEST(Gelu, backward_in_float_follows_double_and_works_in_place) {
+  const Values u = stored<float>(random_values(1000, 2, -8, 8)), da = stored<float>(random_values(1000, 3));
+  Values du(1000);
+  gelu_backward<double>(1000, u.data(), da.data(), du.data());
+  std::vector<float> in_place = as<float>(da);
+  gelu_backward<float>(1000, as<float>(u).data(), in_place.data(), in_place.data());
+  expect_close(in_place, du, 1e-6);
+}
+
+// 1/(1 + e^-x) has e^x's relative error where x is negative: this is the test of the float exponential.
+TEST(Sigmoid, in_float_has_a_relative_error_of_3e_7_on_all_of_its_range) {
+  std::vector<float> x, s;
+  for (float v = -86.f; v < 86.f; v += 0.00137f) x.push_back(v);
+  s.resize(x.size());
+  sigmoid<float>(x.size(), x.data(), s.data());
+  double worst = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double expected = 1 / (1 + std::exp(-static_cast<double>(x[i])));
+    worst = std::max(worst, std::abs(s[i] - expected) / expected);
+  }
+  EXPECT_LT(worst, 3e-7);
+}
+
+TEST(Sigmoid, of_nan_is_nan_and_of_infinities_is_0_and_1) {
+  const float inf = std::numeric_limits<float>::infinity();
+  const std::vector<float> x = {std::nanf(""), inf, -inf};
+  std::vector<float> s(3);
+  sigmoid<float>(3, x.data(), s.data());
+  EXPECT_TRUE(std::isnan(s[0]));
+  EXPECT_EQ(s[1], 1.f);
+  EXPECT_NEAR(s[2], 0.f, 1e-37f);
+}
+
+TEST(Sigmoid, backward_is_its_derivative) {
+  const Values x = random_values(50, 4, -4, 4), ds = random_values(50, 5);
+  Values s(50), dx(50);
+  sigmoid<double>(50, x.data(), s.data());
+  sigmoid_backward<double>(50, s.data(), ds.data(), dx.data());
+  expect_gradient(
+      [&](const Values& at) {
+        Values out(at.size());
+        sigmoid<double>(at.size(), at.data(), out.data());
+        return inner(out, ds);
+      },
+      x, dx, 1e-8);
+}
+
+TYPED_TEST(Elementwise, column_sum_repeats_the_sums_and_add_bias_reaches_every_row) {
+  using Real = TypeParam;
+  const std::int64_t rows = 13, n = 300, ld = 310;
+  const Values x = stored<Real>(random_values(rows * ld, 6));
+  Values expected(2 * n, 0.0);
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = 0; c < 2 * n; ++c) expected[c] += x[r * ld + c % n];
+  auto sums = unwritten<Real>(2 * n);
+  column_sum<Real>(rows, n, as<Real>(x).data(), ld, false, 2, sums.data());
+  expect_close(sums, expected);
+  column_sum<Real>(rows, n, as<Real>(x).data(), ld, true, 2, sums.data());
+  for (double& v : expected) v *= 2;
+  expect_close(sums, expected);
+  column_sum<Real>(0, n, nullptr, ld, false, 1, sums.data());
+  EXPECT_EQ(sums[0], Real(0));
+
+  std::vector<Real> y = as<Real>(x);
+  const std::vector<Real> bias = as<Real>(random_values(n, 7));
+  add_bias<Real>(rows, n, bias.data(), y.data(), ld);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t c = 0; c < ld; ++c) {
+      const Real before = static_cast<Real>(x[r * ld + c]);
+      EXPECT_EQ(y[r * ld + c], c < n ? before + bias[c] : before);
+    }
+  }
+}
+
+TEST(Cast, rounds_to_nearest_and_back_exactly) {
+  const std::vector<double> x = {0.1, -2, 1e300};
+  std::vector<float> f(3);
+  std::vector<double> back(3);
+  cast<float, double>(3, x.data(), f.data());
+  cast<double, float>(3, f.data(), back.data());
+  EXPECT_EQ(f[0], 0.1f);
+  EXPECT_EQ(back[0], static_cast<double>(0.1f));
+  EXPECT_EQ(back[1], -2);
+  EXPECT_TRUE(std::isinf(f[2]));
+}
+
+}  // namespace
+}  // namespace meshwright::kernels

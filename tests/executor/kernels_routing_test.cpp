@@ -1,0 +1,256 @@
+#include <map>
+#include <numeric>
+
+#include "executor/kernels/routing.h"
+#include "tests/executor/kernel_test_support.h"
+
+namespace meshwright::kernels {
+namespace {
+
+// Everything that routing writes.
+template <class Real>
+struct Routed {
+  Routed(const RoutingShape& s)
+      : choice(s.tokens * s.sequences * s.choices, -7),
+        slot(choice.size(), -7),
+        gate(unwritten<Real>(choice.size())),
+        rows(s.experts, -7),
+        fraction(unwritten<Real>(s.sequences * s.experts)),
+        load(s.experts, 0.0),
+        scratch(routing_scratch(s), -7) {}
+  Routing<Real> view() { return {choice.data(), slot.data(), gate.data(), rows.data(), fraction.data()}; }
+  RoutingStatistics statistics() { return {load.data(), &dropped, &balance}; }
+
+  std::vector<std::int32_t> choice, slot;
+  std::vector<Real> gate;
+  std::vector<std::int32_t> rows;
+  std::vector<Real> fraction;
+  Values load;
+  std::int64_t dropped = 0;
+  double balance = 0;
+  std::vector<std::int32_t> scratch;
+};
+
+template <class Real>
+Routed<Real> routed(const RoutingShape& s, const Values& scores) {
+  Routed<Real> out(s);
+  route(s, as<Real>(scores).data(), out.view(), out.statistics(), out.scratch.data());
+  return out;
+}
+
+// The semantics text, sentence by sentence, for one sequence.
+struct Transcription {
+  std::vector<std::vector<int>> choice;  // [t][j]
+  std::vector<Values> gate;
+  std::vector<std::vector<bool>> kept;
+  Values load, f, P;
+  int dropped = 0;
+};
+Transcription transcribe(const RoutingShape& s, const Values& scores, std::int64_t b) {
+  const auto score = [&](std::int64_t t, std::int64_t e) {
+    return scores[(t * s.sequences + b) * s.experts + e];
+  };
+  Transcription out;
+  for (std::int64_t t = 0; t < s.tokens; ++t) {
+    std::vector<int> experts(s.experts);
+    std::iota(experts.begin(), experts.end(), 0);
+    std::stable_sort(experts.begin(), experts.end(), [&](int x, int y) { return score(t, x) > score(t, y); });
+    experts.resize(s.choices);
+    double total = 0;
+    for (const int e : experts) total += score(t, e);
+    Values gates;
+    for (const int e : experts) gates.push_back(score(t, e) / total);
+    out.choice.push_back(experts);
+    out.gate.push_back(gates);
+    out.kept.emplace_back(s.choices);
+  }
+  std::vector<int> order(s.tokens);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int x, int y) { return out.gate[x][0] > out.gate[y][0]; });
+  std::map<int, int> queued;
+  for (std::int64_t j = 0; j < s.choices; ++j) {
+    for (const int t : order) {
+      const int position = queued[out.choice[t][j]]++;
+      out.kept[t][j] = position < s.capacity;
+      out.dropped += !out.kept[t][j];
+    }
+  }
+  for (std::int64_t e = 0; e < s.experts; ++e) {
+    out.f.push_back(queued[e] / static_cast<double>(s.tokens));
+    double mean = 0;
+    for (std::int64_t t = 0; t < s.tokens; ++t) {
+      double total = 0;
+      for (std::int64_t i = 0; i < s.experts; ++i) total += score(t, i);
+      mean += score(t, e) / total / s.tokens;
+    }
+    out.P.push_back(mean);
+  }
+  return out;
+}
+
+template <class Real>
+void expect_follows_the_text(const RoutingShape& s, const Values& scores) {
+  const Routed<Real> actual = routed<Real>(s, scores);
+  Values load(s.experts, 0.0);
+  double balance = 0;
+  int dropped = 0;
+  std::vector<int> rows(s.experts, 0);
+  for (std::int64_t b = 0; b < s.sequences; ++b) {
+    const Transcription expected = transcribe(s, scores, b);
+    std::map<int, std::vector<int>> slots;  // kept, of this sequence
+    for (std::int64_t t = 0; t < s.tokens; ++t) {
+      for (std::int64_t j = 0; j < s.choices; ++j) {
+        const std::int64_t at = (t * s.sequences + b) * s.choices + j;
+        ASSERT_EQ(actual.choice[at], expected.choice[t][j]);
+        ASSERT_NEAR(actual.gate[at], expected.gate[t][j], 1e-6);
+        ASSERT_EQ(actual.slot[at] >= 0, expected.kept[t][j]);
+        if (actual.slot[at] >= 0)
+          slots[actual.choice[at]].push_back(actual.slot[at]);
+        else
+          ASSERT_EQ(actual.slot[at], -1);
+      }
+    }
+    for (std::int64_t e = 0; e < s.experts;
+         ++e) {  // packed: this sequence's rows follow those of the sequences before
+      std::sort(slots[e].begin(), slots[e].end());
+      for (const int slot : slots[e]) ASSERT_EQ(slot, e * s.row_capacity() + rows[e]++);
+      EXPECT_NEAR(actual.fraction[b * s.experts + e], expected.f[e], 1e-6);
+      load[e] += expected.f[e];
+    }
+    balance += inner(expected.f, expected.P);
+    dropped += expected.dropped;
+  }
+  for (std::int64_t e = 0; e < s.experts; ++e) EXPECT_EQ(actual.rows[e], rows[e]);
+  expect_close(actual.load, load, 1e-12);
+  EXPECT_NEAR(actual.balance, balance, 1e-6);
+  EXPECT_EQ(actual.dropped, dropped);
+}
+
+TEST(Route, follows_the_text_for_all_shapes_and_capacities) {
+  unsigned seed = 0;
+  for (const std::int64_t T : {1, 2, 33}) {
+    for (const std::int64_t B : {1, 3}) {
+      for (const std::int64_t k : {1, 2, 5}) {
+        for (const std::int64_t cap : {0, 1, 4, 100}) {
+          const RoutingShape s{T, B, 5, k, cap};
+          const Values scores = stored<float>(random_values(T * B * 5, ++seed, 0.01, 1));
+          expect_follows_the_text<double>(s, scores);
+          expect_follows_the_text<float>(s, scores);
+        }
+      }
+    }
+  }
+}
+
+TEST(Route, breaks_ties_by_expert_and_by_token) {
+  // Scores from {1/4, 1/2, 1}: ties everywhere, and exact gates (so that equal gates are equal in both
+  // types).
+  const RoutingShape s{40, 2, 4, 2, 7};
+  Values scores = random_values(40 * 2 * 4, 5, 0, 3);
+  for (double& v : scores) v = std::exp2(std::floor(v) - 2);
+  expect_follows_the_text<double>(s, scores);
+  expect_follows_the_text<float>(s, scores);
+}
+
+TEST(Route, sends_everything_to_one_expert_up_to_its_capacity) {
+  // 6 tokens of 2 sequences all prefer expert 1; it takes 4 of each sequence, the tokens with the highest
+  // gates.
+  const RoutingShape s{6, 2, 3, 1, 4};
+  Values scores;
+  for (int row = 0; row < 12; ++row) scores.insert(scores.end(), {0.1, 0.9, 0.2});
+  const Routed<double> out = routed<double>(s, scores);
+  EXPECT_EQ(out.rows, (std::vector<std::int32_t>{0, 8, 0}));
+  EXPECT_EQ(out.dropped, 4);
+  EXPECT_EQ(out.load, (Values{0, 2, 0}));
+  // Equal gates (1): tokens 0..3 of sequence 0 in rows 8..11 of the buffer, of sequence 1 in rows 12..15.
+  EXPECT_EQ(out.slot, (std::vector<std::int32_t>{8, 12, 9, 13, 10, 14, 11, 15, -1, -1, -1, -1}));
+}
+
+TEST(Route, adds_statistics_to_what_is_there) {
+  const RoutingShape s{9, 1, 4, 2, 2};
+  const Values scores = random_values(36, 6, 0.1, 1);
+  Routed<double> out(s);
+  route(s, scores.data(), out.view(), out.statistics(), out.scratch.data());
+  const Routed<double> once = out;
+  route(s, scores.data(), out.view(), out.statistics(), out.scratch.data());
+  EXPECT_EQ(out.dropped, 2 * once.dropped);
+  EXPECT_DOUBLE_EQ(out.balance, 2 * once.balance);
+  EXPECT_DOUBLE_EQ(out.load[0], 2 * once.load[0]);
+  EXPECT_EQ(out.rows, once.rows);  // but these are of the last call
+}
+
+TEST(Route, survives_scores_that_are_not_numbers) {
+  const RoutingShape s{50, 1, 4, 2, 10};
+  Values scores = random_values(200, 7, 0.1, 1);
+  for (std::size_t i = 0; i < scores.size(); i += 3) scores[i] = std::nan("");
+  const Routed<float> out = routed<float>(s, scores);
+  for (std::size_t at = 0; at < out.choice.size(); at += 2) EXPECT_NE(out.choice[at], out.choice[at + 1]);
+  for (const std::int32_t e : out.choice) EXPECT_TRUE(e >= 0 && e < 4);
+}
+
+TEST(ReplayRouting, of_a_record_gives_the_same_assignments_and_gates_of_the_new_scores) {
+  const RoutingShape s{20, 2, 5, 2, 6};
+  const Values scores = random_values(200, 8, 0.1, 1), other = random_values(200, 9, 0.1, 1);
+  const Routed<double> recorded = routed<double>(s, scores);
+  std::vector<std::uint8_t> kept;
+  for (const std::int32_t slot : recorded.slot) kept.push_back(slot >= 0);
+
+  Routed<double> same(s), moved(s);
+  replay_routing(s, scores.data(), recorded.choice.data(), kept.data(), same.view(), same.statistics(),
+                 same.scratch.data());
+  EXPECT_EQ(same.choice, recorded.choice);
+  EXPECT_EQ(same.gate, recorded.gate);
+  EXPECT_EQ(same.rows, recorded.rows);
+  EXPECT_EQ(same.load, recorded.load);
+  EXPECT_EQ(same.dropped, recorded.dropped);
+  EXPECT_EQ(same.balance, recorded.balance);
+  std::vector<bool> used(5 * s.row_capacity(), false);
+  for (std::size_t at = 0; at < same.slot.size(); ++at) {
+    ASSERT_EQ(same.slot[at] >= 0, kept[at] == 1);
+    if (!kept[at]) continue;
+    EXPECT_FALSE(used[same.slot[at]]);
+    used[same.slot[at]] = true;
+    EXPECT_LT(same.slot[at] - same.choice[at] * s.row_capacity(), same.rows[same.choice[at]]);
+  }
+
+  replay_routing(s, other.data(), recorded.choice.data(), kept.data(), moved.view(), moved.statistics(),
+                 moved.scratch.data());
+  EXPECT_EQ(moved.slot, same.slot);
+  for (std::int64_t row = 0; row < 40; ++row) {
+    const double first = other[row * 5 + moved.choice[2 * row]],
+                 second = other[row * 5 + moved.choice[2 * row + 1]];
+    EXPECT_DOUBLE_EQ(moved.gate[2 * row], first / (first + second));
+  }
+}
+
+TEST(RoutingBackward, is_the_derivative_of_the_gates) {
+  const RoutingShape s{5, 2, 4, 2, 3};
+  const Values scores = random_values(40, 10, 0.1, 1), dgate = random_values(20, 11);
+  const Routed<double> out = routed<double>(s, scores);
+  auto dscores = unwritten<double>(40);
+  routing_backward(s, scores.data(), out.choice.data(), out.gate.data(), dgate.data(), dscores.data());
+  expect_gradient([&](const Values& at) { return inner(routed<double>(s, at).gate, dgate); }, scores,
+                  dscores);
+}
+
+TEST(BalanceBackward, is_the_derivative_of_the_balance_and_can_be_cut_along_the_sequence) {
+  const RoutingShape s{6, 2, 4, 2, 3};
+  const std::int64_t B = 2, E = 4;
+  const Values scores = random_values(6 * B * E, 12, 0.1, 1);
+  const Routed<double> out = routed<double>(s, scores);
+  Values dscores(scores.size(), 1.0);
+  for (const std::int64_t first : {0, 2, 4}) {
+    balance_backward(s, 2, scores.data() + first * B * E, out.fraction.data(), 0.3,
+                     dscores.data() + first * B * E);
+  }
+  for (double& v : dscores) v -= 1;
+  expect_gradient([&](const Values& at) { return 0.3 * routed<double>(s, at).balance; }, scores, dscores);
+
+  std::vector<float> single(scores.size(), 0.f);
+  const Routed<float> routed_single = routed<float>(s, scores);
+  balance_backward(s, 6, as<float>(scores).data(), routed_single.fraction.data(), 0.3f, single.data());
+  expect_close(single, dscores, 1e-6);
+}
+
+}  // namespace
+}  // namespace meshwright::kernels

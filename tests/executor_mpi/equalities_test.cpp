@@ -1,0 +1,82 @@
+// DESIGN's three equalities, exactly, per rank: FLOPs, bytes per operation and group, and peak bytes that the simulator
+// predicts are those that the executor counts (at its kernels, at MPI's profiling layer, at its arena).
+#include <gtest/gtest.h>
+
+#include "model/program/op_work.h"
+#include "model/program/verifier.h"
+#include "sim/simulate.h"
+#include "tests/executor_mpi/training_case.h"
+
+namespace meshwright {
+namespace {
+
+// The equalities do not depend on what anything costs.
+class UnitCost final : public CostModel {
+ public:
+  Time compute(const Op&, const Piece&, const ProgramSet&) const override { return 1; }
+  Time collective(const Collective&, const Piece&, const ProgramSet&) const override { return 1; }
+  Time point_to_point(const View&, const Piece&, const ProgramSet&) const override { return 1; }
+};
+
+TrainingCase small_case() {
+  TrainingCase c;
+  c.model = jaxformer("small", {.model_dimension = 24, .vocab_size = 37, .n_head = 4, .blocks = 4, .layers_per_block = 2,
+                                .latent_dim = 6, .dhR = 4, .dropout_rate = 0.1, .k = 2, .n_experts = 4, .n_shared = 1, .capacity_factor = 1.25},
+                      0.01);
+  c.shape = {.sequences = 16, .tokens = 8};
+  c.input = [](std::int64_t s, std::int64_t q, std::int64_t t) { return static_cast<std::int32_t>((s * 7 + q * 11 + t * 5) % 37); };
+  c.target = c.input;
+  return c;
+}
+
+// Meshes of 1 to 16 ranks, with every stage of FSDP, both schedules, both ways of recomputing.
+std::vector<Plan> plans(int most_ranks) {
+  std::vector<Plan> all;
+  int turn = 0;
+  for (int ranks = 1; ranks <= most_ranks; ++ranks)
+    for (int dp = 1; dp <= ranks; ++dp)
+      for (int pp = 1; dp * pp <= ranks; ++pp) {
+        if (ranks % (dp * pp)) continue;
+        Plan plan{.mesh = {dp, pp, ranks / dp / pp}, .fsdp = dp > 1 ? turn % 4 : 0};
+        plan.microbatches = turn % 3 ? 2 : 1;
+        plan.schedule = turn / 2 % 2 ? Schedule::kGPipe : Schedule::k1F1B;
+        plan.recompute = turn / 4 % 2 ? Recompute::kFull : Recompute::kNone;
+        while (plan.microbatches > 1 && 16 / dp % plan.microbatches) --plan.microbatches;
+        const TrainingCase c = small_case();
+        if (!illegalities(c.model, c.shape, plan).empty()) continue;
+        ++turn;
+        all.push_back(plan);
+      }
+  return all;
+}
+
+TEST(Equalities, FlopsBytesAndPeakMemoryOfEveryRankAreWhatTheSimulatorPredicts) {
+  int world = 0;
+  MPI_Comm_size(MPI_COMM_WORLD, &world);
+  const TrainingCase c = small_case();
+  const std::vector<Plan> all = plans(world);
+  if (world >= 16) EXPECT_GE(all.size(), 40u);
+  for (const Plan& plan : all) {
+    SCOPED_TRACE(to_text(plan));
+    if (failed_anywhere()) return;
+    const FirstRanks ranks(plan.mesh.ranks());
+    if (!ranks) continue;
+    const ProgramSet set = lower(c.model, c.shape, plan);
+    EXPECT_EQ(verify(set), std::vector<std::string>{});
+    const StepReport predicted = simulate(set, UnitCost());
+    Executor<float> executor(set, ranks.get(), {});
+    const std::vector<ParameterSpec> specs = parameters(c.model);
+    executor.load_parameters(initial_weights<float>(specs, c.model.width, 1));
+    for (int step = 0; step < 2; ++step) {
+      const StepResult r = executor.run_step({.step = step, .fill = token_filler(c, executor.mesh(), set.step, step)});
+      const auto stage = static_cast<std::size_t>(executor.mesh().coordinates().pp);
+      EXPECT_EQ(r.report.executed_flops, program_flops(set, set.stages[stage], r.routed_rows));
+      EXPECT_EQ(r.report.traffic, predicted.ranks[stage].traffic);
+      EXPECT_EQ(r.report.peak_bytes, predicted.ranks[stage].peak_bytes);
+      EXPECT_EQ(predicted.ranks[stage].executed_flops, program_flops(set, set.stages[stage]));  // experts at capacity
+    }
+  }
+}
+
+}  // namespace
+}  // namespace meshwright

@@ -1,0 +1,180 @@
+// Results do not depend on the mesh: every plan gives the single rank's loss and gradients, to the rounding of its
+// reductions; the same plan twice gives the same bits. With dropout on.
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "executor/kernels/philox.h"
+#include "tests/executor_mpi/training_case.h"
+
+namespace meshwright {
+namespace {
+
+// 8 layers and 8 heads, so that every mesh of up to 8 ranks is legal; 16 sequences of 16 tokens.
+TrainingCase small_case(DType dtype) {
+  TrainingCase c;
+  c.model = jaxformer("small", {.model_dimension = 32, .vocab_size = 40, .n_head = 8, .blocks = 4, .layers_per_block = 2,
+                                .latent_dim = 8, .dhR = 4, .dropout_rate = 0.2, .k = 2, .n_experts = 4, .n_shared = 2, .capacity_factor = 1.25},
+                      0.01);
+  c.shape = {.sequences = 16, .tokens = 16, .compute = dtype};
+  const auto id = [](std::int64_t step, std::int64_t q, std::int64_t t) {
+    return static_cast<std::int32_t>(kernels::mix64(static_cast<std::uint64_t>((step * 16 + q) * 16 + t)) % 40);
+  };
+  c.input = id;
+  c.target = [id](std::int64_t s, std::int64_t q, std::int64_t t) { return id(s, q, t + 1); };
+  return c;
+}
+
+std::vector<Plan> meshes() {
+  std::vector<Plan> all;
+  for (const int ranks : {1, 2, 4, 8})
+    for (int dp = 1; dp <= ranks; dp *= 2)
+      for (int pp = 1; dp * pp <= ranks; pp *= 2) all.push_back({.mesh = {dp, pp, ranks / dp / pp}});
+  return all;
+}
+
+// Every mesh of 1, 2, 4 and 8 ranks with all combinations of schedule, microbatches (1, 2) and recomputation, FSDP
+// taking its turns: every pair of values of these choices stands together, and every mesh with dp > 1 meets every stage.
+std::vector<Plan> plans() {
+  std::vector<Plan> all;
+  for (Plan plan : meshes()) {
+    int turn = 0;
+    for (const Schedule schedule : {Schedule::kGPipe, Schedule::k1F1B})
+      for (const int microbatches : {1, 2})
+        for (const Recompute recompute : {Recompute::kNone, Recompute::kFull}) {
+          plan.schedule = schedule;
+          plan.microbatches = microbatches;
+          plan.recompute = recompute;
+          plan.fsdp = plan.mesh.dp > 1 ? turn++ % 4 : 0;
+          all.push_back(plan);
+          if (plan.mesh.dp > 1) {  // and another stage, so that stages meet all of the rest
+            plan.fsdp = (turn + turn / 4) % 4;
+            if (plan.fsdp != all.back().fsdp) all.push_back(plan);
+          }
+        }
+  }
+  return all;
+}
+
+template <class Real>
+struct Outcome {
+  std::vector<double> losses;
+  std::vector<std::vector<Real>> gradients, parameters;
+};
+
+// The first steps under a plan, on the first ranks; empty on the others.
+template <class Real>
+Outcome<Real> run(const TrainingCase& c, const Plan& plan, int steps, std::vector<RoutingRecord>* record = nullptr,
+                  const std::vector<RoutingRecord>* replay = nullptr) {
+  Outcome<Real> out;
+  const FirstRanks ranks(plan.mesh.ranks());
+  if (!ranks) return out;
+  const ProgramSet set = lower(c.model, c.shape, plan);
+  Executor<Real> executor(set, ranks.get(), {.seed = 7});
+  const std::vector<ParameterSpec> specs = parameters(c.model);
+  executor.load_parameters(initial_weights<Real>(specs, c.model.width, 7));
+  for (int s = 0; s < steps; ++s) {
+    StepInput input{.step = s, .learning_rate = 3e-3, .fill = token_filler(c, executor.mesh(), set.step, s)};
+    if (record) input.record = &record->at(static_cast<std::size_t>(s));
+    if (replay) input.replay = &replay->at(static_cast<std::size_t>(s));
+    out.losses.push_back(executor.run_step(input).loss);
+  }
+  out.gradients = executor.gather(Executor<Real>::State::kGradients);
+  out.parameters = executor.gather(Executor<Real>::State::kParameters);
+  return out;
+}
+
+// Makes rank 0's records everybody's.
+void broadcast(std::vector<RoutingRecord>& records) {
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  for (RoutingRecord& record : records) {
+    std::vector<std::int32_t> flat;  // layer, sequence, choices, choice..., kept...
+    for (const auto& [key, r] : record) {
+      flat.insert(flat.end(), {key.first, static_cast<std::int32_t>(key.second), static_cast<std::int32_t>(r.choice.size())});
+      flat.insert(flat.end(), r.choice.begin(), r.choice.end());
+      flat.insert(flat.end(), r.kept.begin(), r.kept.end());
+    }
+    int size = static_cast<int>(flat.size());
+    MPI_Bcast(&size, 1, MPI_INT, 0, MPI_COMM_WORLD);
+    flat.resize(static_cast<std::size_t>(size));
+    MPI_Bcast(flat.data(), size, MPI_INT, 0, MPI_COMM_WORLD);
+    record.clear();
+    for (auto at = flat.begin(); at != flat.end();) {
+      SequenceRouting& r = record[{at[0], at[1]}];
+      const std::int32_t n = at[2];
+      at += 3;
+      r.choice.assign(at, at + n);
+      r.kept.assign(at + n, at + 2 * n);
+      at += 2 * n;
+    }
+  }
+}
+
+template <class Real>
+void expect_single_rank_gradients(double tolerance) {
+  const TrainingCase c = small_case(sizeof(Real) == 8 ? DType::kF64 : DType::kF32);
+  std::vector<RoutingRecord> routing(1);
+  Outcome<Real> single = run<Real>(c, Plan{}, 1, &routing);
+  broadcast(routing);
+  const std::vector<Plan> all = plans();
+  EXPECT_GE(all.size(), 120u);
+  const std::vector<ParameterSpec> specs = parameters(c.model);
+  for (const Plan& plan : all) {
+    SCOPED_TRACE(to_text(plan));
+    if (failed_anywhere()) return;
+    // f32: the routing of the single rank, as rounding may turn a near-tie, which is no error of the plan.
+    const Outcome<Real> out = run<Real>(c, plan, 1, nullptr, sizeof(Real) == 4 ? &routing : nullptr);
+    if (out.losses.empty() || single.losses.empty()) continue;  // compared where the single rank ran
+    EXPECT_NEAR(out.losses[0], single.losses[0], tolerance * single.losses[0]);
+    for (std::size_t p = 0; p < specs.size(); ++p)
+      EXPECT_LE(relative_distance(out.gradients[p], single.gradients[p]), tolerance) << specs[p].name;
+  }
+}
+
+TEST(MeshInvariance, InF64EveryPlanGivesTheSingleRanksLossAndGradientsTo1em12) { expect_single_rank_gradients<double>(1e-12); }
+TEST(MeshInvariance, InF32EveryPlanGivesTheSingleRanksLossAndGradientsTo1em5) { expect_single_rank_gradients<float>(1e-5); }
+
+// Plans that differ in everything, for longer runs.
+std::vector<Plan> long_plans() {
+  std::vector<Plan> all;
+  for (const char* text : {"2x1x1,fsdp=3,microbatches=2", "1x2x1,schedule=gpipe,microbatches=4", "1x1x2,recompute=full,microbatches=1",
+                           "2x2x2,fsdp=2,microbatches=4", "4x2x1,fsdp=1,microbatches=2,recompute=full", "1x8x1,microbatches=8", "1x1x8,microbatches=1"})
+    all.push_back(parse_plan(text));
+  return all;
+}
+
+template <class Real>
+void expect_single_rank_training(double tolerance) {
+  constexpr int kSteps = 20;
+  const TrainingCase c = small_case(sizeof(Real) == 8 ? DType::kF64 : DType::kF32);
+  std::vector<RoutingRecord> routing(kSteps);
+  const Outcome<Real> single = run<Real>(c, Plan{}, kSteps, &routing);
+  broadcast(routing);
+  if (!single.losses.empty()) EXPECT_LT(single.losses.back(), single.losses.front()) << "it should learn";
+  for (const Plan& plan : long_plans()) {
+    SCOPED_TRACE(to_text(plan));
+    if (failed_anywhere()) return;
+    const Outcome<Real> out = run<Real>(c, plan, kSteps, nullptr, sizeof(Real) == 4 ? &routing : nullptr);
+    if (out.losses.empty() || single.losses.empty()) continue;
+    for (int s = 0; s < kSteps; ++s) EXPECT_NEAR(out.losses[s], single.losses[s], tolerance) << "step " << s;
+  }
+}
+
+TEST(MeshInvariance, InF64TwentyStepsLoseWhatTheSingleRankLosesTo1em9) { expect_single_rank_training<double>(1e-9); }
+TEST(MeshInvariance, InF32TwentyStepsLoseWhatTheSingleRankLosesTo1em4WithItsRouting) { expect_single_rank_training<float>(1e-4); }
+
+TEST(MeshInvariance, TheSamePlanTwiceGivesTheSameBits) {
+  const TrainingCase c = small_case(DType::kF32);
+  for (const Plan& plan : long_plans()) {
+    SCOPED_TRACE(to_text(plan));
+    const Outcome<float> a = run<float>(c, plan, 3), b = run<float>(c, plan, 3);
+    EXPECT_EQ(a.losses, b.losses);
+    ASSERT_EQ(a.parameters.size(), b.parameters.size());
+    for (std::size_t p = 0; p < a.parameters.size(); ++p)
+      EXPECT_EQ(std::memcmp(a.parameters[p].data(), b.parameters[p].data(), a.parameters[p].size() * sizeof(float)), 0) << "parameter " << p;
+  }
+}
+
+}  // namespace
+}  // namespace meshwright

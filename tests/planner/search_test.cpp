@@ -1,0 +1,229 @@
+#include "planner/search.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <thread>
+
+#include "tests/planner/problems.h"
+
+namespace meshwright {
+namespace {
+
+constexpr std::int64_t kPlenty = std::int64_t{1} << 60;
+
+// A machine without a simulator: a step takes `seconds` of the programs.
+Machine pretend(std::function<double(const ProgramSet&)> seconds, std::int64_t usable = kPlenty) {
+  return {.peak = {1e9},
+          .usable_memory = {usable},
+          .evaluate = [seconds = std::move(seconds)](const ProgramSet& programs) {
+            Prediction prediction{.mapping = to_string(programs.mesh)};
+            prediction.report.step_time = {seconds(programs)};
+            for (const Program& stage : programs.stages)
+              prediction.report.ranks.push_back({.rank = {0, stage.stage, 0},
+                                                 .peak_bytes = {stage.arena_bytes},
+                                                 .bytes_by_class = stage.bytes_by_class()});
+            return prediction;
+          }};
+}
+
+// Many plans tie: five step times in all.
+double few_values(const ProgramSet& programs) {
+  return 1.0 + static_cast<double>((programs.stages[0].slots.size() + programs.stages[0].arena_bytes / 64) % 5);
+}
+
+// So much memory that about half of the plans fit.
+std::int64_t half_fit(const Problem& problem) {
+  std::vector<std::int64_t> needs;
+  for (const Plan& plan : all_plans(problem)) needs.push_back(memory_needed(lower(problem.model, problem.shape, plan)).value);
+  std::ranges::sort(needs);
+  return needs[needs.size() / 2];
+}
+
+TEST(Search, RanksTheSameTableWithOneTwoAndThreeWorkers) {
+  const Problem problem = small_problem(8);
+  const Machine machine = pretend(few_values, half_fit(problem));
+  const SearchResult one = search(problem, machine, {.workers = 1});
+  ASSERT_FALSE(one.plans.empty());
+  ASSERT_FALSE(one.too_large.empty());
+  for (const int workers : {2, 3}) {
+    const SearchResult more = search(problem, machine, {.workers = workers});
+    EXPECT_EQ(more.plans, one.plans);
+    EXPECT_EQ(more.too_large, one.too_large);
+    EXPECT_EQ(more.rejected(), one.rejected());
+    EXPECT_EQ(more.evaluated, one.evaluated);
+  }
+}
+
+TEST(Search, EqualStepTimesAreRankedByTheTextOfThePlan) {
+  const SearchResult result = search(small_problem(4), pretend(few_values));
+  for (std::size_t i = 1; i < result.plans.size(); ++i) {
+    const PlanResult &a = result.plans[i - 1], &b = result.plans[i];
+    EXPECT_TRUE(a.step_time_s < b.step_time_s || (a.step_time_s == b.step_time_s && to_text(a.plan) < to_text(b.plan)))
+        << to_text(a.plan) << " before " << to_text(b.plan);
+  }
+}
+
+TEST(Search, EveryLegalPlanIsEitherRankedOrTooLarge) {
+  const Problem problem = small_problem(8);
+  const SearchResult result = search(problem, pretend(few_values, half_fit(problem)));
+  EXPECT_EQ(result.evaluated, PlanSpace(problem).size());
+  EXPECT_EQ(static_cast<std::int64_t>(result.plans.size() + result.too_large.size()), result.evaluated);
+  EXPECT_GT(result.elapsed_s, 0);
+}
+
+TEST(Search, APlanThatDoesNotFitSaysHowMuchItNeedsToTheByte) {
+  const Problem problem = small_problem(8);
+  const std::int64_t usable = half_fit(problem);
+  const SearchResult result = search(problem, pretend(few_values, usable));
+  std::int64_t smallest = kPlenty;
+  for (const TooLarge& t : result.too_large) {
+    const Bytes needed = memory_needed(lower(problem.model, problem.shape, t.plan));
+    EXPECT_EQ(t.needed, needed) << to_text(t.plan);
+    EXPECT_EQ(t.excess.value, needed.value - usable);
+    EXPECT_GT(t.excess.value, 0);
+    smallest = std::min(smallest, t.excess.value);
+  }
+  for (const PlanResult& fits : result.plans) EXPECT_LE(fits.peak_memory_bytes, usable);
+  const Rejected memory = result.rejected().at(std::string(kDoesNotFit));
+  EXPECT_EQ(memory.count, static_cast<std::int64_t>(result.too_large.size()));
+  EXPECT_EQ(memory.smallest_excess, Bytes{smallest});
+}
+
+TEST(Search, APlanFitsThatNeedsExactlyTheUsableMemory) {
+  const Problem problem = small_problem(1);
+  const Plan plan = all_plans(problem).front();
+  const Bytes needed = memory_needed(lower(problem.model, problem.shape, plan));
+  const auto fits = [&](std::int64_t usable) {
+    const SearchResult result = search(problem, pretend(few_values, usable));
+    return std::ranges::find(result.plans, plan, &PlanResult::plan) != result.plans.end();
+  };
+  EXPECT_TRUE(fits(needed.value));
+  EXPECT_FALSE(fits(needed.value - 1));
+}
+
+TEST(Search, RejectedMeshesAreCountedByReason) {
+  // tp 8 on 4 heads: 1 mesh. pp 8 on 4 layers: 1 mesh. FSDP 1, 2, 3 on the legal meshes with dp 1: 1x4x2 and 1x2x4.
+  const auto rejected = search(small_problem(8), pretend(few_values)).rejected();
+  EXPECT_EQ(rejected.at("tp does not divide the heads").count, 1);
+  EXPECT_EQ(rejected.at("more stages than layers").count, 1);
+  EXPECT_EQ(rejected.at("FSDP without data parallelism").count, 6);
+  EXPECT_FALSE(rejected.contains(std::string(kDoesNotFit)));
+}
+
+TEST(Search, NothingIsFeasibleWithoutMemory) {
+  const SearchResult result = search(small_problem(2), pretend(few_values, 1));
+  EXPECT_EQ(result.best(), nullptr);
+  EXPECT_EQ(result.best_runnable(), nullptr);
+  EXPECT_EQ(result.evaluated, static_cast<std::int64_t>(result.too_large.size()));
+}
+
+TEST(Search, AnEmptySpaceGivesAnEmptyTable) {
+  const SearchResult result = search(small_problem(7), pretend(few_values));
+  EXPECT_EQ(result.evaluated, 0);
+  EXPECT_TRUE(result.plans.empty());
+  EXPECT_FALSE(result.rejected().empty());
+}
+
+TEST(Search, TheBestRunnablePlanPassesOverThoseThatAreRefused) {
+  Machine machine = pretend([](const ProgramSet& programs) { return programs.mesh.pp > 1 ? 1.0 : 2.0; });
+  machine.refuse = [](const ProgramSet& programs) -> std::optional<std::string> {
+    if (programs.mesh.pp > 1) return "can't run yet: send";
+    return std::nullopt;
+  };
+  const SearchResult result = search(small_problem(4), machine);
+  EXPECT_FALSE(result.best()->runnable);
+  EXPECT_EQ(result.best()->not_runnable, "can't run yet: send");
+  ASSERT_NE(result.best_runnable(), nullptr);
+  EXPECT_EQ(result.best_runnable()->plan.mesh.pp, 1);
+  EXPECT_EQ(result.best_runnable()->not_runnable, "");
+}
+
+TEST(Search, AFailureInAnEvaluationReachesTheCallerWhateverTheNumberOfWorkers) {
+  const Machine machine = pretend([](const ProgramSet& programs) -> double {
+    if (programs.fsdp == 3) throw std::runtime_error(to_string(programs.mesh));
+    return 1;
+  });
+  for (const int workers : {1, 2, 3}) {
+    try {
+      search(small_problem(8), machine, {.workers = workers});
+      FAIL() << "nothing thrown";
+    } catch (const std::runtime_error& error) {
+      EXPECT_STREQ(error.what(), "8x1x1");  // the first mesh in the space's order
+    }
+  }
+}
+
+TEST(Search, ProgressIsReportedOnTheCallersThreadAndEndsComplete) {
+  const auto caller = std::this_thread::get_id();
+  std::vector<SearchProgress> seen;
+  const SearchResult result = search(small_problem(4), pretend(few_values), {.workers = 2, .progress = [&](const SearchProgress& p) {
+                                       EXPECT_EQ(std::this_thread::get_id(), caller);
+                                       seen.push_back(p);
+                                     }});
+  ASSERT_FALSE(seen.empty());
+  EXPECT_EQ(seen.back().evaluated, result.evaluated);
+  EXPECT_EQ(seen.back().total, result.evaluated);
+  EXPECT_EQ(seen.back().best, result.plans.front());
+}
+
+TEST(Published, ThePlanOfTheConfigurationIsItsMeshWithGPipeFsdp3AndFullRecomputation) {
+  EXPECT_EQ(to_text(published_plan(published_config())), "8x2x2,schedule=gpipe,microbatches=4,fsdp=3,recompute=full");
+}
+
+TEST(Published, AccumulationStepsAreFurtherMicrobatchesAndOneShardNeedsNoFsdp) {
+  TrainingConfig config = published_config();
+  config.grad_step = 3;
+  config.mesh = {1, 2, 2};
+  EXPECT_EQ(to_text(published_plan(config)), "1x2x2,schedule=gpipe,microbatches=12,fsdp=0,recompute=full");
+}
+
+TEST(Published, ItsStandingIsItsRankAndItsRatioToTheBest) {
+  const Plan plan = parse_plan("4x1x1,schedule=gpipe,microbatches=2,fsdp=3,recompute=full");
+  const Machine machine = pretend([](const ProgramSet& programs) { return programs.mesh.dp == 4 ? 3.0 : 2.0; });
+  const SearchResult result = search(small_problem(4), machine);
+  const auto found = standing(result, plan);
+  ASSERT_TRUE(found && found->rank);
+  EXPECT_EQ(result.plans[*found->rank - 1].plan, plan);
+  EXPECT_EQ(found->ratio_to_best, 1.5);
+  EXPECT_FALSE(standing(result, parse_plan("2x1x1")));  // another number of devices: not searched
+
+  const auto large = standing(search(small_problem(4), pretend(few_values, 1)), plan);
+  ASSERT_TRUE(large && large->too_large);
+  EXPECT_FALSE(large->rank);
+}
+
+TEST(Figures, FollowFromTheReportByTheirDefinitions) {
+  // Two stages of a 2x2x1 mesh, so each of the two ranks reported stands for two devices.
+  const Problem problem = small_problem(4);
+  const Plan plan{.mesh = {2, 2, 1}, .microbatches = 4};
+  Machine machine;
+  machine.peak = {1e6};
+  machine.evaluate = [](const ProgramSet&) {
+    Prediction p{.mapping = "somewhere"};
+    p.report.step_time = {2.0};
+    p.report.ranks = {{.rank = {0, 0, 0}, .executed_flops = {1000}, .peak_bytes = {70}, .exposed_comm = {0.1}, .bubble = {0.2}},
+                      {.rank = {0, 1, 0}, .executed_flops = {3000}, .peak_bytes = {90}, .exposed_comm = {0.3}, .bubble = {0.6}}};
+    p.report.ranks[1].bytes_by_class[0] = 90;
+    return p;
+  };
+  const ProgramSet programs = lower(problem.model, problem.shape, plan);
+  const PlanResult r = evaluate_plan(problem, plan, programs, machine);
+  EXPECT_EQ(r.step_time_s, 2.0);
+  EXPECT_EQ(r.tokens_per_s, 16 * 32 / 2.0);
+  EXPECT_EQ(r.executed_flops, 2 * (1000 + 3000));
+  EXPECT_DOUBLE_EQ(r.hfu, 8000 / (2.0 * 4 * 1e6));
+  EXPECT_DOUBLE_EQ(r.mfu, r.model_flops / (2.0 * 4 * 1e6));
+  EXPECT_DOUBLE_EQ(r.exposed_comm_s, 0.2);
+  EXPECT_DOUBLE_EQ(r.bubble_fraction, 0.4 / 2.0);
+  EXPECT_EQ(r.peak_memory_bytes, 90);
+  EXPECT_EQ(r.largest_stage, 1);
+  EXPECT_EQ(r.memory_bytes[0], 90);
+  EXPECT_EQ(r.mapping, "somewhere");
+  ASSERT_EQ(r.stage_layers.size(), 2u);
+  EXPECT_EQ(r.stage_layers[0] + r.stage_layers[1], 4);
+}
+
+}  // namespace
+}  // namespace meshwright
