@@ -51,7 +51,7 @@ int main(int argc, char** argv) {
   }
   std::printf("random program: 16 stages, 256 microbatches, %.0f operations\n", events);
   std::printf("engine            %12.0f events/s   %10.3f ms a run\n", events / engine_s, engine_s * 1e3);
-  std::printf("full simulation   %12.0f events/s   %10.3f ms, with expansion and attribution\n",
-              events / full_s, full_s * 1e3);
-  std::printf("fast path         %12.0f events/s   %10.3f ms a plan\n", events / fast_s, fast_s * 1e3);
+  std::printf("full simulation   %12.0f events/s   %10.3f ms, with expansion and attribution\n", events / full_s,
+              full_s * 1e3);
+  std::printf("fast path         %12.0f operations/s   %7.3f ms a plan\n", events / fast_s, fast_s * 1e3);
 }

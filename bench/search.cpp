@@ -1,5 +1,7 @@
-// How fast plans are lowered and simulated, and how long the whole search of the published configuration takes.
-// Prints medians of several runs. Arguments: configuration and system, otherwise those published.
+// How fast plans are lowered and simulated, and how long the whole search of the published configuration
+// takes. Prints medians of several runs. Arguments: configuration and system, otherwise those published.
+#include "planner/search.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -7,7 +9,6 @@
 #include <vector>
 
 #include "model/config.h"
-#include "planner/search.h"
 #include "planner/system_evaluator.h"
 
 namespace meshwright {
@@ -32,7 +33,9 @@ void bench(const std::string& config_file, const std::string& system_name) {
   const System system = load_system(system_name);
   const DType compute = config.model_dtype == "bfloat16" ? DType::kBF16 : DType::kF32;
   const Problem problem{
-      config.model, {.sequences = config.sequences_per_step(), .tokens = config.sequence_length, .compute = compute}, system.devices()};
+      config.model,
+      {.sequences = config.sequences_per_step(), .tokens = config.sequence_length, .compute = compute},
+      system.devices()};
   const Machine target = machine(system, compute);
   const std::vector<Plan> plans = all_plans(problem);
   const auto count = static_cast<double>(plans.size());
@@ -60,8 +63,8 @@ void bench(const std::string& config_file, const std::string& system_name) {
       result = search(problem, target, {.workers = workers});
       elapsed.push_back(result.elapsed_s);
     }
-    fmt::print("  whole search, {} worker(s), wall time: {:.3f} s, {:.0f} plans/s, best {}\n", workers,
-               median(elapsed), count / median(elapsed), result.best() ? to_text(result.best()->plan) : "none");
+    fmt::print("  whole search, {} worker(s), wall time: {:.3f} s, {:.0f} plans/s, best {}\n", workers, median(elapsed),
+               count / median(elapsed), result.best() ? to_text(result.best()->plan) : "none");
   }
 }
 

@@ -17,8 +17,8 @@ PlanResult evaluate_plan(const Problem& problem, const Plan& plan, const Program
   const Prediction prediction = machine.evaluate(programs);
   const std::vector<RankReport>& ranks = prediction.report.ranks;
   const int devices = plan.mesh.ranks();
-  check(!ranks.empty() && devices % static_cast<int>(ranks.size()) == 0, "a report of {} ranks for {} devices", ranks.size(),
-        devices);
+  check(!ranks.empty() && devices % static_cast<int>(ranks.size()) == 0, "a report of {} ranks for {} devices",
+        ranks.size(), devices);
 
   PlanResult r{.plan = plan, .mapping = prediction.mapping};
   double exposed = 0, bubble = 0, executed = 0;

@@ -1,5 +1,5 @@
-// The figures of one plan on one machine. What a plan costs is a function that the planner is given: it knows no simulator
-// by name (planner/system_evaluator.h joins it with sim/).
+// The figures of one plan on one machine. What a plan costs is a function that the planner is given: it knows
+// no simulator by name (planner/system_evaluator.h joins it with sim/).
 #pragma once
 
 #include <array>
@@ -27,8 +27,9 @@ struct Prediction {
 // Pure: equal programs, equal predictions. Called from several threads at once.
 using Evaluate = std::function<Prediction(const ProgramSet&)>;
 
-// Why this machine's executor would refuse to run the programs ("can't run yet: ..."); nullopt: it runs them. Pure, called
-// from several threads at once. Which bytes, seconds and FLOPs they cost has nothing to do with it.
+// Why this machine's executor would refuse to run the programs ("can't run yet: ..."); nullopt: it runs them.
+// Pure, called from several threads at once. Which bytes, seconds and FLOPs they cost has nothing to do with
+// it.
 using Refuse = std::function<std::optional<std::string>(const ProgramSet&)>;
 
 // What the planner knows of a machine.
@@ -36,24 +37,25 @@ struct Machine {
   FlopsPerSecond peak;  // of one device, in the compute dtype of the problem
   Bytes usable_memory;  // of one device
   Evaluate evaluate;
-  Refuse refuse;        // none: everything runs
+  Refuse refuse;  // none: everything runs
 };
 
-// The figures of DESIGN, "Figures, defined once". Bytes by MemoryClass are of the stage that needs the most memory.
+// The figures of DESIGN, "Figures, defined once". Bytes by MemoryClass are of the stage that needs the most
+// memory.
 struct PlanResult {
   Plan plan;
   bool runnable = true;
-  std::string not_runnable;           // why not; empty if runnable
+  std::string not_runnable;  // why not; empty if runnable
   double step_time_s = 0;
-  double tokens_per_s = 0;            // of the whole job
-  double mfu = 0, hfu = 0;            // model_flops, executed_flops / (step time x devices x peak)
-  std::int64_t peak_memory_bytes = 0; // the largest over devices
-  double exposed_comm_s = 0;          // mean over devices
-  double bubble_fraction = 0;         // mean over devices of the time that one waits for another stage / step time
-  double model_flops = 0;             // whole step, all devices; exact up to 2^53
-  double executed_flops = 0;          // the same, experts at capacity
-  std::vector<int> stage_layers;      // layers of each stage
-  int largest_stage = 0;              // the first of those that need peak_memory_bytes
+  double tokens_per_s = 0;             // of the whole job
+  double mfu = 0, hfu = 0;             // model_flops, executed_flops / (step time x devices x peak)
+  std::int64_t peak_memory_bytes = 0;  // the largest over devices
+  double exposed_comm_s = 0;           // mean over devices
+  double bubble_fraction = 0;          // mean over devices of the time that one waits for another stage / step time
+  double model_flops = 0;              // whole step, all devices; exact up to 2^53
+  double executed_flops = 0;           // the same, experts at capacity
+  std::vector<int> stage_layers;       // layers of each stage
+  int largest_stage = 0;               // the first of those that need peak_memory_bytes
   std::array<std::int64_t, kMemoryClasses> memory_bytes{};
   std::string mapping;
 
@@ -62,7 +64,7 @@ struct PlanResult {
 
 // Calls v(name, field) for every field under its name in JSON and in the store.
 template <class Result, class V>
-  requires std::same_as<std::remove_const_t<Result>, PlanResult>
+requires std::same_as<std::remove_const_t<Result>, PlanResult>
 void visit_fields(Result& r, V&& v) {
   v("dp", r.plan.mesh.dp);
   v("pp", r.plan.mesh.pp);
@@ -89,8 +91,8 @@ void visit_fields(Result& r, V&& v) {
   v("mapping", r.mapping);
 }
 
-// Bytes of memory that the plan's programs need on the device that needs the most: exact, known before anything is
-// simulated, as the arena follows from lifetimes.
+// Bytes of memory that the plan's programs need on the device that needs the most: exact, known before
+// anything is simulated, as the arena follows from lifetimes.
 Bytes memory_needed(const ProgramSet& programs);
 
 // Runs machine.evaluate on the programs, which are those of `plan` for `problem`.

@@ -26,8 +26,8 @@ bool better(const PlanResult& a, const PlanResult& b) {
   return to_text(a.plan) < to_text(b.plan);
 }
 
-// Works through the plans of a space with a pool of threads. An outcome has its plan's place, whoever worked it out, so
-// that the result does not depend on the number of threads.
+// Works through the plans of a space with a pool of threads. An outcome has its plan's place, whoever worked
+// it out, so that the result does not depend on the number of threads.
 class Search {
  public:
   Search(const Problem& problem, const Machine& machine, std::vector<Plan> plans)
@@ -76,7 +76,8 @@ class Search {
     const std::lock_guard lock(mutex_);
     ++so_far_.evaluated;
     if (std::holds_alternative<TooLarge>(outcome)) ++so_far_.too_large;
-    if (const auto* result = std::get_if<PlanResult>(&outcome); result && (!so_far_.best || better(*result, *so_far_.best)))
+    if (const auto* result = std::get_if<PlanResult>(&outcome);
+        result && (!so_far_.best || better(*result, *so_far_.best)))
       so_far_.best = *result;
   }
 
@@ -130,13 +131,16 @@ SearchResult search(const Problem& problem, const Machine& machine, const Search
   const auto begin = Clock::now();
   SearchResult result;
   result.illegal = PlanSpace(problem).illegal();
-  const int workers = options.workers > 0 ? options.workers : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const int workers =
+      options.workers > 0 ? options.workers : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   std::vector<Outcome> outcomes = Search(problem, machine, all_plans(problem)).run(workers, options.progress);
   for (const Outcome& outcome : outcomes)
     if (const auto* error = std::get_if<std::exception_ptr>(&outcome)) std::rethrow_exception(*error);
   for (Outcome& outcome : outcomes) {
-    if (auto* fits = std::get_if<PlanResult>(&outcome)) result.plans.push_back(std::move(*fits));
-    else result.too_large.push_back(std::get<TooLarge>(outcome));
+    if (auto* fits = std::get_if<PlanResult>(&outcome))
+      result.plans.push_back(std::move(*fits));
+    else
+      result.too_large.push_back(std::get<TooLarge>(outcome));
   }
   std::ranges::sort(result.plans, better);
   result.evaluated = static_cast<std::int64_t>(outcomes.size());

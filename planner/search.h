@@ -43,11 +43,11 @@ struct Rejected {
 };
 
 struct SearchResult {
-  std::vector<PlanResult> plans;      // all that fit, best first: by step time, then by the text of the plan
-  std::vector<TooLarge> too_large;    // in the order of the space
-  std::vector<IllegalPart> illegal;   // see IllegalPart for what one of them is
-  std::int64_t evaluated = 0;         // legal plans looked at: plans and too_large
-  double elapsed_s = 0;               // wall time of the search
+  std::vector<PlanResult> plans;     // all that fit, best first: by step time, then by the text of the plan
+  std::vector<TooLarge> too_large;   // in the order of the space
+  std::vector<IllegalPart> illegal;  // see IllegalPart for what one of them is
+  std::int64_t evaluated = 0;        // legal plans looked at: plans and too_large
+  double elapsed_s = 0;              // wall time of the search
 
   // Reason to count: plans under kDoesNotFit, IllegalParts under their reasons.
   std::map<std::string, Rejected> rejected() const;
@@ -59,9 +59,10 @@ struct SearchResult {
 // Preconditions: the model can be lowered (not_lowerable), and machine has problem.devices devices.
 SearchResult search(const Problem& problem, const Machine& machine, const SearchOptions& options = {});
 
-// The plan that a JAXformer configuration describes, carried over into our layout: its own mesh, GPipe, its number of
-// microbatches (times its accumulation steps, which are further microbatches here), FSDP 3 where dp is above 1, full
-// recomputation. Shown as "as published, in our layout": the run as it really was had a layout and schedule of its own.
+// The plan that a JAXformer configuration describes, carried over into our layout: its own mesh, GPipe, its
+// number of microbatches (times its accumulation steps, which are further microbatches here), FSDP 3 where dp
+// is above 1, full recomputation. Shown as "as published, in our layout": the run as it really was had a
+// layout and schedule of its own.
 Plan published_plan(const TrainingConfig& config);
 constexpr std::string_view kPublishedLabel = "as published, in our layout";
 

@@ -1,5 +1,5 @@
-// Every plan there is for a model, a training shape and a number of devices, in a fixed order; what is illegal is counted
-// by reason with cheap exact checks, without lowering anything.
+// Every plan there is for a model, a training shape and a number of devices, in a fixed order; what is
+// illegal is counted by reason with cheap exact checks, without lowering anything.
 //
 // The axes and their values:
 //   mesh          every dp * pp * tp = devices
@@ -28,9 +28,9 @@ struct Problem {
   int devices = 1;
 };
 
-// A part of the space that is illegal for one reason: every plan with this mesh, or, where the reason is about FSDP, every
-// plan with this mesh and this stage of it. It counts as one, as how many plans an impossible mesh "would have" is
-// arbitrary (its shards may not even be whole).
+// A part of the space that is illegal for one reason: every plan with this mesh, or, where the reason is
+// about FSDP, every plan with this mesh and this stage of it. It counts as one, as how many plans an
+// impossible mesh "would have" is arbitrary (its shards may not even be whole).
 struct IllegalPart {
   MeshShape mesh;
   std::optional<int> fsdp;  // none: the whole mesh
@@ -42,14 +42,15 @@ class PlanSpace {
   // Precondition: devices >= 1.
   explicit PlanSpace(const Problem& problem);
 
-  // Legal plans, one after another: meshes by tp, then pp, upwards (so dp downwards); on a mesh by FSDP, microbatches,
-  // schedule, recomputation, the last the fastest. nullopt after the last.
+  // Legal plans, one after another: meshes by tp, then pp, upwards (so dp downwards); on a mesh by FSDP,
+  // microbatches, schedule, recomputation, the last the fastest. nullopt after the last.
   std::optional<Plan> next();
 
   // How many next() gives in all; plain arithmetic.
   std::int64_t size() const;
 
-  // In the order of meshes, an illegal mesh once for each of its reasons. FSDP is only looked at on legal meshes.
+  // In the order of meshes, an illegal mesh once for each of its reasons. FSDP is only looked at on legal
+  // meshes.
   const std::vector<IllegalPart>& illegal() const { return illegal_; }
   // All factorizations of the devices, legal or not.
   int meshes() const { return meshes_; }

@@ -16,7 +16,8 @@ struct Meaning {
 // What a result code means for the user.
 Meaning meaning(int code, const std::string& message) {
   switch (code & 0xff) {
-    case SQLITE_NOTADB: return {"not an SQLite database", "a database that meshwright made", "name another file with --db"};
+    case SQLITE_NOTADB:
+      return {"not an SQLite database", "a database that meshwright made", "name another file with --db"};
     case SQLITE_CORRUPT:
       return {"damaged: " + message, "an undamaged database",
               "move it away together with its -wal and -shm files; the searches can be repeated"};
@@ -24,13 +25,17 @@ Meaning meaning(int code, const std::string& message) {
       return {"can't be opened", "a file in a folder that exists and can be written",
               "make the folder, check its permissions, or name another file with --db"};
     case SQLITE_READONLY:
-    case SQLITE_PERM: return {"can't be written", "a file and a folder that can be written",
-                              "check the permissions of both, or name another file with --db"};
+    case SQLITE_PERM:
+      return {"can't be written", "a file and a folder that can be written",
+              "check the permissions of both, or name another file with --db"};
     case SQLITE_BUSY:
-    case SQLITE_LOCKED: return {"locked by another process for 10 s", "one writer at a time",
-                                "wait for the other meshwright to finish, or name another file with --db"};
-    case SQLITE_FULL: return {"the disk is full", "room for the results", "free some, or name a file on another disk with --db"};
-    default: return {message, "a database that can be read and written", "check the disk, or name another file with --db"};
+    case SQLITE_LOCKED:
+      return {"locked by another process for 10 s", "one writer at a time",
+              "wait for the other meshwright to finish, or name another file with --db"};
+    case SQLITE_FULL:
+      return {"the disk is full", "room for the results", "free some, or name a file on another disk with --db"};
+    default:
+      return {message, "a database that can be read and written", "check the disk, or name another file with --db"};
   }
 }
 
@@ -45,7 +50,8 @@ bool is_network_file_system(std::int64_t type) {
 Database::Database(const std::filesystem::path& file, Access access) : file_(file.string()) {
   const std::filesystem::path folder = file.has_parent_path() ? file.parent_path() : std::filesystem::path(".");
   if (struct statfs fs; ::statfs(folder.c_str(), &fs) == 0 && is_network_file_system(fs.f_type))
-    refuse("on a network file system", "a file on a local disk", "name one with --db: databases on NFS and SMB get damaged");
+    refuse("on a network file system", "a file on a local disk",
+           "name one with --db: databases on NFS and SMB get damaged");
   const int flags = access == Access::kRead ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE;
   sqlite3* db = nullptr;
   const int code = sqlite3_open_v2(file_.c_str(), &db, flags | SQLITE_OPEN_NOMUTEX, nullptr);
@@ -91,7 +97,8 @@ Statement& Statement::bind(double value) {
   return *this;
 }
 Statement& Statement::bind(std::string_view value) {
-  check(sqlite3_bind_text(statement_.get(), ++parameter_, value.data(), static_cast<int>(value.size()), SQLITE_TRANSIENT));
+  check(sqlite3_bind_text(statement_.get(), ++parameter_, value.data(), static_cast<int>(value.size()),
+                          SQLITE_TRANSIENT));
   return *this;
 }
 Statement& Statement::bind_null() {
@@ -126,7 +133,8 @@ void Transaction::commit() {
 }
 
 Transaction::~Transaction() {
-  if (open_) sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);  // if it fails: rolled back when next opened
+  if (open_)
+    sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);  // if it fails: rolled back when next opened
 }
 
 }  // namespace meshwright::sqlite

@@ -1,4 +1,5 @@
-// SQLite with C++ lifetimes: a connection, prepared statements, transactions. Failures are InputErrors about the file.
+// SQLite with C++ lifetimes: a connection, prepared statements, transactions. Failures are InputErrors about
+// the file.
 #pragma once
 
 #include <sqlite3.h>
@@ -44,7 +45,7 @@ class Statement {
   Statement& bind(std::string_view value);  // copied
   Statement& bind_null();
 
-  bool step();  // true: there is a row; false: done
+  bool step();   // true: there is a row; false: done
   void reset();  // to be run again; unbinds
 
   std::int64_t integer();
@@ -75,8 +76,8 @@ class Transaction {
   bool open_ = true;
 };
 
-// True for file systems over a network, where a write-ahead log does not work, as it shares memory between processes.
-// `type`: of statfs(2).
+// True for file systems over a network, where a write-ahead log does not work, as it shares memory between
+// processes. `type`: of statfs(2).
 bool is_network_file_system(std::int64_t type);
 
 }  // namespace meshwright::sqlite

@@ -15,13 +15,17 @@ using sqlite::Database;
 using sqlite::Statement;
 using sqlite::Transaction;
 
-// ---- C++ values as columns ------------------------------------------------------------------------------------------
+// ---- C++ values as columns
+// ------------------------------------------------------------------------------------------
 
 template <class T>
 constexpr std::string_view sql_type() {
-  if constexpr (std::is_same_v<T, double>) return "REAL";
-  else if constexpr (std::is_integral_v<T>) return "INTEGER";
-  else return "TEXT";
+  if constexpr (std::is_same_v<T, double>)
+    return "REAL";
+  else if constexpr (std::is_integral_v<T>)
+    return "INTEGER";
+  else
+    return "TEXT";
 }
 
 constexpr const auto& names_of(Schedule) { return kScheduleNames; }
@@ -29,10 +33,14 @@ constexpr const auto& names_of(Recompute) { return kRecomputeNames; }
 
 template <class T>
 void put(Statement& s, const T& value) {
-  if constexpr (std::is_enum_v<T>) s.bind(name(value));
-  else if constexpr (std::is_same_v<T, std::vector<int>>) s.bind(fmt::format("{}", fmt::join(value, ",")));
-  else if constexpr (std::is_integral_v<T>) s.bind(std::int64_t{value});
-  else s.bind(value);
+  if constexpr (std::is_enum_v<T>)
+    s.bind(name(value));
+  else if constexpr (std::is_same_v<T, std::vector<int>>)
+    s.bind(fmt::format("{}", fmt::join(value, ",")));
+  else if constexpr (std::is_integral_v<T>)
+    s.bind(std::int64_t{value});
+  else
+    s.bind(value);
 }
 
 template <class T>
@@ -61,7 +69,7 @@ void get(const Database& db, Statement& s, T& value) {
 
 // The fields of a run's figures, once.
 template <class Figures, class V>
-  requires std::same_as<std::remove_const_t<Figures>, RunFigures>
+requires std::same_as<std::remove_const_t<Figures>, RunFigures>
 void visit_fields(Figures& f, V&& v) {
   v("step_time_s", f.step_time_s);
   v("flops", f.flops);
@@ -201,7 +209,8 @@ class Store::Connection : public Database {
     if (!fresh) return;
     Transaction transaction(*this);
     if (blank())  // still: nobody else made it meanwhile
-      run(schema() + fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {};", kApplicationId, kSchemaVersion));
+      run(schema() +
+          fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {};", kApplicationId, kSchemaVersion));
     else
       require_ours();
     transaction.commit();
@@ -209,7 +218,8 @@ class Store::Connection : public Database {
 
  private:
   bool blank() const {
-    return pragma("application_id") == 0 && pragma("user_version") == 0 && !Statement(*this, "SELECT 1 FROM sqlite_schema").step();
+    return pragma("application_id") == 0 && pragma("user_version") == 0 &&
+           !Statement(*this, "SELECT 1 FROM sqlite_schema").step();
   }
   void require_ours() const {
     if (pragma("application_id") != kApplicationId)
@@ -221,19 +231,27 @@ class Store::Connection : public Database {
 };
 
 Store::Store(const std::filesystem::path& file, Access access)
-    : db_(std::make_unique<Connection>(file, access == Access::kRead ? sqlite::Access::kRead : sqlite::Access::kWrite)) {}
+    : db_(std::make_unique<Connection>(file,
+                                       access == Access::kRead ? sqlite::Access::kRead : sqlite::Access::kWrite)) {}
 Store::~Store() = default;
 Store::Store(Store&&) noexcept = default;
 Store& Store::operator=(Store&&) noexcept = default;
 
 std::int64_t Store::save(const SearchKey& key, const SearchResult& result) {
   Transaction transaction(*db_);
-  Statement search(*db_, insert("searches",
-                                "config_hash, config_json, system, system_hash, system_description, created, evaluated, "
-                                "fitting, elapsed_s"));
-  search.bind(hash(key.config_json)).bind(key.config_json).bind(key.system).bind(hash(key.system_description))
-      .bind(key.system_description).bind(utc_now()).bind(result.evaluated)
-      .bind(static_cast<std::int64_t>(result.plans.size())).bind(result.elapsed_s);
+  Statement search(*db_,
+                   insert("searches",
+                          "config_hash, config_json, system, system_hash, system_description, created, evaluated, "
+                          "fitting, elapsed_s"));
+  search.bind(hash(key.config_json))
+      .bind(key.config_json)
+      .bind(key.system)
+      .bind(hash(key.system_description))
+      .bind(key.system_description)
+      .bind(utc_now())
+      .bind(result.evaluated)
+      .bind(static_cast<std::int64_t>(result.plans.size()))
+      .bind(result.elapsed_s);
   search.step();
   const std::int64_t id = db_->last_row();
 
@@ -250,7 +268,11 @@ std::int64_t Store::save(const SearchKey& key, const SearchResult& result) {
                                    "needed_bytes, excess_bytes"));
   const auto reject = [&](std::string_view reason, const MeshShape& mesh) -> Statement& {
     rejection.reset();
-    return rejection.bind(id).bind(reason).bind(std::int64_t{mesh.dp}).bind(std::int64_t{mesh.pp}).bind(std::int64_t{mesh.tp});
+    return rejection.bind(id)
+        .bind(reason)
+        .bind(std::int64_t{mesh.dp})
+        .bind(std::int64_t{mesh.pp})
+        .bind(std::int64_t{mesh.tp});
   };
   for (const IllegalPart& part : result.illegal) {
     Statement& s = reject(part.why.reason, part.mesh);
@@ -260,8 +282,14 @@ std::int64_t Store::save(const SearchKey& key, const SearchResult& result) {
   }
   for (const TooLarge& t : result.too_large) {
     Statement& s = reject(kDoesNotFit, t.plan.mesh);
-    s.bind(std::int64_t{t.plan.fsdp}).bind(std::int64_t{t.plan.microbatches}).bind(name(t.plan.schedule))
-        .bind(name(t.plan.recompute)).bind_null().bind_null().bind(t.needed.value).bind(t.excess.value);
+    s.bind(std::int64_t{t.plan.fsdp})
+        .bind(std::int64_t{t.plan.microbatches})
+        .bind(name(t.plan.schedule))
+        .bind(name(t.plan.recompute))
+        .bind_null()
+        .bind_null()
+        .bind(t.needed.value)
+        .bind(t.excess.value);
     s.step();
   }
   transaction.commit();
@@ -269,17 +297,22 @@ std::int64_t Store::save(const SearchKey& key, const SearchResult& result) {
 }
 
 std::optional<std::int64_t> Store::latest(const SearchKey& key) const {
-  Statement s(*db_,
-              "SELECT id FROM searches WHERE config_hash = ? AND system_hash = ? AND system = ? AND config_json = ? AND "
-              "system_description = ? ORDER BY id DESC LIMIT 1");
-  s.bind(hash(key.config_json)).bind(hash(key.system_description)).bind(key.system).bind(key.config_json)
+  Statement s(
+      *db_,
+      "SELECT id FROM searches WHERE config_hash = ? AND system_hash = ? AND system = ? AND config_json = ? AND "
+      "system_description = ? ORDER BY id DESC LIMIT 1");
+  s.bind(hash(key.config_json))
+      .bind(hash(key.system_description))
+      .bind(key.system)
+      .bind(key.config_json)
       .bind(key.system_description);
   if (!s.step()) return std::nullopt;
   return s.integer();
 }
 
 std::optional<StoredSearch> Store::search(std::int64_t id) const {
-  Statement s(*db_, "SELECT config_json, system, system_description, created, evaluated, elapsed_s FROM searches WHERE id = ?");
+  Statement s(
+      *db_, "SELECT config_json, system, system_description, created, evaluated, elapsed_s FROM searches WHERE id = ?");
   s.bind(id);
   if (!s.step()) return std::nullopt;
   StoredSearch stored{.id = id, .key = {s.text(), s.text(), s.text()}, .created = s.text()};
@@ -300,13 +333,15 @@ std::optional<StoredSearch> Store::search(std::int64_t id) const {
     stored.result.illegal.push_back(std::move(part));
   }
 
-  Statement large(*db_,
-                  "SELECT dp, pp, tp, fsdp, microbatches, schedule, recompute, needed_bytes, excess_bytes FROM rejections "
-                  "WHERE search = ? AND needed_bytes IS NOT NULL ORDER BY id");
+  Statement large(
+      *db_,
+      "SELECT dp, pp, tp, fsdp, microbatches, schedule, recompute, needed_bytes, excess_bytes FROM rejections "
+      "WHERE search = ? AND needed_bytes IS NOT NULL ORDER BY id");
   large.bind(id);
   while (large.step()) {
     Plan plan;
-    for (int* number : {&plan.mesh.dp, &plan.mesh.pp, &plan.mesh.tp, &plan.fsdp, &plan.microbatches}) get(*db_, large, *number);
+    for (int* number : {&plan.mesh.dp, &plan.mesh.pp, &plan.mesh.tp, &plan.fsdp, &plan.microbatches})
+      get(*db_, large, *number);
     get(*db_, large, plan.schedule);
     get(*db_, large, plan.recompute);
     stored.result.too_large.push_back({plan, {large.integer()}, {large.integer()}});
@@ -338,9 +373,10 @@ std::optional<StoredPlan> Store::best_runnable(std::int64_t search) const {
 }
 
 std::optional<StoredPlan> Store::find(std::int64_t search, const Plan& plan) const {
-  Statement s(*db_, select_plans() +
-                        "WHERE search = ? AND dp = ? AND pp = ? AND tp = ? AND fsdp = ? AND microbatches = ? AND schedule = ? "
-                        "AND recompute = ?");
+  Statement s(
+      *db_, select_plans() +
+                "WHERE search = ? AND dp = ? AND pp = ? AND tp = ? AND fsdp = ? AND microbatches = ? AND schedule = ? "
+                "AND recompute = ?");
   s.bind(search);
   for (const int number : {plan.mesh.dp, plan.mesh.pp, plan.mesh.tp, plan.fsdp, plan.microbatches}) put(s, number);
   put(s, plan.schedule);

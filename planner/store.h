@@ -1,12 +1,14 @@
-// What searches found and what runs measured, kept in an SQLite database: written by one process at a time, read by any.
+// What searches found and what runs measured, kept in an SQLite database: written by one process at a time,
+// read by any.
 //
-// A search is stored in one transaction: after a crash at any moment the database holds all of it or nothing of it. The
-// journal is a write-ahead log (readers don't wait for a writer), and a commit is on the disk when save() returns
-// (synchronous = FULL). Don't copy the file without its -wal while someone writes.
+// A search is stored in one transaction: after a crash at any moment the database holds all of it or nothing
+// of it. The journal is a write-ahead log (readers don't wait for a writer), and a commit is on the disk when
+// save() returns (synchronous = FULL). Don't copy the file without its -wal while someone writes.
 //
-// Tables: searches (one row per search: what was searched, when, counts), plans (every plan that fits, with its figures and
-// rank), rejections (every other one, with the reason and its numbers), runs (predicted against measured). Columns of
-// plans are those of visit_fields(PlanResult); PRAGMA user_version is the schema's version.
+// Tables: searches (one row per search: what was searched, when, counts), plans (every plan that fits, with
+// its figures and rank), rejections (every other one, with the reason and its numbers), runs (predicted
+// against measured). Columns of plans are those of visit_fields(PlanResult); PRAGMA user_version is the
+// schema's version.
 #pragma once
 
 #include <cstdint>
@@ -25,9 +27,9 @@ constexpr std::int32_t kApplicationId = 0x4D574854;  // "MWHT", in the file's he
 
 // What was searched: two searches with equal keys are answers to the same question.
 struct SearchKey {
-  std::string config_json;         // the resolved configuration
-  std::string system;              // its name: "v4:2x4x4"
-  std::string system_description;  // every number in it (describe(), planner/system_evaluator.h): a new calibration differs
+  std::string config_json;  // the resolved configuration
+  std::string system;       // its name: "v4:2x4x4"
+  std::string system_description;  // every number in it, by describe(): a new calibration differs
   bool operator==(const SearchKey&) const = default;
 };
 
@@ -39,15 +41,15 @@ struct StoredSearch {
 };
 
 struct StoredPlan {
-  std::int64_t id = 0;      // never used again, not even after the plan is deleted
+  std::int64_t id = 0;  // never used again, not even after the plan is deleted
   std::int64_t search = 0;
-  std::int64_t rank = 0;    // in its search; 1 is the best
+  std::int64_t rank = 0;  // in its search; 1 is the best
   PlanResult result;
   bool operator==(const StoredPlan&) const = default;
 };
 
-// A run of a stored plan: what was predicted for it on the machine where it ran, and what was measured there. Of a step;
-// FLOPs and bytes sent of all ranks, peak bytes of the rank that needs the most.
+// A run of a stored plan: what was predicted for it on the machine where it ran, and what was measured there.
+// Of a step; FLOPs and bytes sent of all ranks, peak bytes of the rank that needs the most.
 struct RunFigures {
   double step_time_s = 0;
   double flops = 0;
@@ -63,14 +65,14 @@ struct StoredRun {
   bool operator==(const StoredRun&) const = default;
 };
 
-// A connection. Used by one thread at a time, and not across a fork. Every function throws InputError where the file or
-// its folder is at fault (not there, not writable, not a database, not ours, damaged, full, locked by someone for longer
-// than 10 s), naming the file and what to do.
+// A connection. Used by one thread at a time, and not across a fork. Every function throws InputError where
+// the file or its folder is at fault (not there, not writable, not a database, not ours, damaged, full,
+// locked by someone for longer than 10 s), naming the file and what to do.
 class Store {
  public:
   enum class Access : std::uint8_t { kRead, kWrite };
-  // kWrite makes the file if there is none. kRead needs an existing one. Refuses databases of other programs, and those of
-  // a newer schema.
+  // kWrite makes the file if there is none. kRead needs an existing one. Refuses databases of other programs,
+  // and those of a newer schema.
   explicit Store(const std::filesystem::path& file, Access access = Access::kWrite);
   ~Store();
   Store(Store&&) noexcept;

@@ -15,7 +15,8 @@ Time SystemCostModel::compute(const Op& op, const Piece& piece, const ProgramSet
 }
 
 Time SystemCostModel::collective(const Collective& op, const Piece& piece, const ProgramSet& set) const {
-  return to_time(collective_time(system_, mapping_, op.kind, op.algorithm, op.group, buffer_bytes(op, piece, set.mesh)));
+  return to_time(
+      collective_time(system_, mapping_, op.kind, op.algorithm, op.group, buffer_bytes(op, piece, set.mesh)));
 }
 
 Time SystemCostModel::point_to_point(const View& message, const Piece& piece, const ProgramSet&) const {
@@ -70,7 +71,8 @@ Machine machine(const System& system, DType compute, Refuse refuse) {
           .refuse = std::move(refuse)};
 }
 
-// ---- describe --------------------------------------------------------------------------------------------------------
+// ---- describe
+// --------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -87,8 +89,9 @@ std::string text(const PeakRates& peaks) {
 }
 
 std::string text(const RooflineCompute& c) {
-  return text(c.peak) + fmt::format("roofline efficiency {} tile {} {} {} bandwidth {} overhead {}\n", c.matmul_efficiency,
-                                    c.tile.rows, c.tile.columns, c.tile.depth, c.memory_bandwidth.value, c.op_overhead.value);
+  return text(c.peak) + fmt::format("roofline efficiency {} tile {} {} {} bandwidth {} overhead {}\n",
+                                    c.matmul_efficiency, c.tile.rows, c.tile.columns, c.tile.depth,
+                                    c.memory_bandwidth.value, c.op_overhead.value);
 }
 
 std::string text(std::string_view kind, const MeasuredKind& measured) {
@@ -112,8 +115,8 @@ std::string text(const LinkNetwork& n) {
 std::string text(const MeasuredNetwork& n) {
   std::string all;
   for (const auto& [key, seconds] : n.collectives)
-    all += fmt::format("{} {} of {}{}\n", name(key.kind), key.algorithm == Algorithm::kRing ? "ring" : "direct", key.members,
-                       text(seconds));
+    all += fmt::format("{} {} of {}{}\n", name(key.kind), key.algorithm == Algorithm::kRing ? "ring" : "direct",
+                       key.members, text(seconds));
   return all + "message" + text(n.message) + "\n";
 }
 

@@ -11,7 +11,8 @@
 
 namespace meshwright {
 
-// What operations cost on a system whose chips the mesh is laid over by `mapping`. Keeps a reference to the system.
+// What operations cost on a system whose chips the mesh is laid over by `mapping`. Keeps a reference to the
+// system.
 class SystemCostModel final : public CostModel {
  public:
   SystemCostModel(const System& system, MeshMapping mapping) : system_(system), mapping_(std::move(mapping)) {}
@@ -31,8 +32,8 @@ class SystemCostModel final : public CostModel {
 // What one rank moves along each axis in a step, as choose_mapping() weighs it; mean over the stages.
 AxisTraffic axis_traffic(const ProgramSet& programs);
 
-// The cost model of a plan on a system: the mapping is the one with the least communication time for the plan's traffic.
-// Precondition: the system has programs.mesh.ranks() devices.
+// The cost model of a plan on a system: the mapping is the one with the least communication time for the
+// plan's traffic. Precondition: the system has programs.mesh.ranks() devices.
 SystemCostModel cost_model(const System& system, const ProgramSet& programs);
 
 // The system as a machine for problems that compute in `compute`. Keeps a copy of it.

@@ -58,8 +58,7 @@ std::string call_name(const ProgramSet& set, const Call& call) {
 
 class StageVerifier {
  public:
-  StageVerifier(const ProgramSet& set, const std::vector<PieceFacts>& pieces, const Program& program,
-                Faults& faults)
+  StageVerifier(const ProgramSet& set, const std::vector<PieceFacts>& pieces, const Program& program, Faults& faults)
       : set_(set), pieces_(pieces), program_(program), faults_(faults) {}
 
   // False if indices point nowhere: then nothing else can be checked.
@@ -94,8 +93,7 @@ class StageVerifier {
  private:
   template <class... Args>
   void fault(fmt::format_string<Args...> format, Args&&... args) {
-    faults_.push_back(
-        fmt::format("stage {}, {}", program_.stage, fmt::format(format, std::forward<Args>(args)...)));
+    faults_.push_back(fmt::format("stage {}, {}", program_.stage, fmt::format(format, std::forward<Args>(args)...)));
   }
 
   void check_regions() {
@@ -133,8 +131,8 @@ class StageVerifier {
         facts.writes[static_cast<int>(call.anchor[f])].add(piece.frames[f].writes, call.base[f]);
       for (const StageEvent& event : piece.events) {
         const std::int64_t base = call.base[static_cast<int>(event.frame)];
-        facts.events.push_back({event.op, event.bytes, call.anchor[static_cast<int>(event.frame)],
-                                base + event.begin, base + event.end});
+        facts.events.push_back(
+            {event.op, event.bytes, call.anchor[static_cast<int>(event.frame)], base + event.begin, base + event.end});
       }
       read_rings(chunk, call, facts);
     }
@@ -153,8 +151,8 @@ class StageVerifier {
         fault("chunk {}, {}: frame {}, [{}, {}), is not within a region of the arena", chunk.name,
               call_name(set_, call), meshwright::name(frame), begin + use.begin(), begin + use.end());
       const bool of_block = stride == 0 && is_state(frame);
-      places_.insert({begin + use.begin(), begin + use.end(), Anchor::kFixed, role(frame),
-                      of_block ? call.block : -1, 0});
+      places_.insert(
+          {begin + use.begin(), begin + use.end(), Anchor::kFixed, role(frame), of_block ? call.block : -1, 0});
     }
   }
 
@@ -200,12 +198,12 @@ class StageVerifier {
   // Every microbatch: receive, forward, send, receive, backward, send; each once.
   void check_order() {
     const bool first = program_.stage == 0, last = program_.stage + 1 == set_.mesh.pp;
-    std::vector<Action> order;
-    if (!first) order.push_back(Action::kRecvForward);
-    order.push_back(Action::kForward);
-    if (!last) order.insert(order.end(), {Action::kSendForward, Action::kRecvBackward});
-    order.push_back(Action::kBackward);
-    if (!first) order.push_back(Action::kSendBackward);
+    std::vector<Action> order{Action::kRecvForward,  Action::kForward,  Action::kSendForward,
+                              Action::kRecvBackward, Action::kBackward, Action::kSendBackward};
+    std::erase_if(order, [&](Action a) {
+      return (first && (a == Action::kRecvForward || a == Action::kSendBackward)) ||
+             (last && (a == Action::kSendForward || a == Action::kRecvBackward));
+    });
 
     std::map<std::pair<int, Action>, std::vector<std::size_t>> slots;  // by microbatch and action
     for (std::size_t i = 0; i < program_.slots.size(); ++i) {
@@ -227,8 +225,7 @@ class StageVerifier {
           break;
         }
         if (before && at[0] < *before)
-          fault("slot {} ({}): comes before {}, slot {}", at[0], what, slot_name(program_.slots[*before]),
-                *before);
+          fault("slot {} ({}): comes before {}, slot {}", at[0], what, slot_name(program_.slots[*before]), *before);
         before = at[0];
       }
     }
@@ -244,8 +241,7 @@ class StageVerifier {
       if (slot.action == Action::kRecvForward) expected = {"recv previous"};
       if (slot.action == Action::kRecvBackward) expected = {"recv next"};
       for (const Event& event : facts(slot).events)
-        if (!std::holds_alternative<Collective>(*event.op))
-          found.emplace_back(meshwright::name(stream_of(*event.op)));
+        if (!std::holds_alternative<Collective>(*event.op)) found.emplace_back(meshwright::name(stream_of(*event.op)));
       if (expected != found)
         fault("slot {} ({}): its messages are [{}], not [{}]", i, slot_name(slot), fmt::join(found, ", "),
               fmt::join(expected, ", "));
@@ -269,8 +265,8 @@ class StageVerifier {
         if (facts(slot).all[a].empty() || !seen.insert({anchor, at}).second) continue;
         const std::int64_t begin = at + extent[a].begin(), end = at + extent[a].end();
         if (!within_a_region(begin, end))
-          fault("slot {} ({}): its {} entry, [{}, {}), is not within a region of the arena", i,
-                slot_name(slot), name(anchor), begin, end);
+          fault("slot {} ({}): its {} entry, [{}, {}), is not within a region of the arena", i, slot_name(slot),
+                name(anchor), begin, end);
         places_.insert({begin, end, anchor, Frame::kX, -1, at});
       }
     }
@@ -295,9 +291,9 @@ class StageVerifier {
     }
   };
   std::string describe(const Place& p) const {
-    std::string what = p.anchor != Anchor::kFixed ? fmt::format("{} entry", name(p.anchor))
-                                                  : std::string(meshwright::name(p.role));
-    if (p.block >= 0) what += " of " + block_name(p.block);
+    std::string what =
+        p.anchor != Anchor::kFixed ? fmt::format("{} entry", name(p.anchor)) : std::string(meshwright::name(p.role));
+    if (p.block >= 0) what += fmt::format(" of {}", block_name(p.block));
     return fmt::format("{} [{}, {})", what, p.begin, p.end);
   }
 
@@ -310,8 +306,7 @@ class StageVerifier {
       std::vector<int> chunks = {};  // that wrote it for this microbatch
     };
     std::map<std::pair<Anchor, std::int64_t>, Content> entries;
-    std::map<std::tuple<Anchor, std::vector<int>, int>, std::optional<std::int64_t>>
-        gaps;  // known: writers, reader
+    std::map<std::tuple<Anchor, std::vector<int>, int>, std::optional<std::int64_t>> gaps;  // known: writers, reader
     for (std::size_t i = 0; i < program_.slots.size(); ++i) {
       const Slot& slot = program_.slots[i];
       for (const Anchor anchor : kEntryAnchors) {
@@ -323,8 +318,7 @@ class StageVerifier {
         if (writes.empty()) continue;
         if (content.microbatch != slot.microbatch) content = {.microbatch = slot.microbatch};
         content.writer = i;
-        if (std::ranges::find(content.chunks, slot.chunk) == content.chunks.end())
-          content.chunks.push_back(slot.chunk);
+        if (std::ranges::find(content.chunks, slot.chunk) == content.chunks.end()) content.chunks.push_back(slot.chunk);
       }
     }
   }
@@ -333,8 +327,8 @@ class StageVerifier {
     const Slot& slot = program_.slots[i];
     const int a = static_cast<int>(anchor);
     if (content.chunks.empty())
-      return fault("slot {} ({}): reads {} entry {}, which nothing has written", i, slot_name(slot),
-                   name(anchor), slot.anchor[a]);
+      return fault("slot {} ({}): reads {} entry {}, which nothing has written", i, slot_name(slot), name(anchor),
+                   slot.anchor[a]);
     if (content.microbatch != slot.microbatch)
       return fault("slot {} ({}): reads {} entry {}, which holds microbatch {}, written by slot {} ({})", i,
                    slot_name(slot), name(anchor), slot.anchor[a], content.microbatch, content.writer,
@@ -363,7 +357,7 @@ class StageVerifier {
           if (buffer.expects && holds[b] != buffer.expects)
             fault("slot {} ({}): expects {} of {} in ring buffer {}, which holds {}", i, slot_name(slot),
                   meshwright::name(kRingFrames[r]), block_name(*buffer.expects), b,
-                  holds[b] ? "those of " + block_name(*holds[b]) : "nothing");
+                  holds[b] ? fmt::format("those of {}", block_name(*holds[b])) : "nothing");
           if (r == 1 && buffer.overwrites && unread[b])
             fault("slot {} ({}): overwrites the gradients of {} before they are reduced", i, slot_name(slot),
                   block_name(*holds[b]));
@@ -372,8 +366,7 @@ class StageVerifier {
         }
       }
       for (int b = 0; r == 1 && b < 2; ++b)
-        if (unread[b])
-          fault("end: the gradients of {} in ring buffer {} are never reduced", block_name(*holds[b]), b);
+        if (unread[b]) fault("end: the gradients of {} in ring buffer {} are never reduced", block_name(*holds[b]), b);
     }
   }
 
@@ -436,16 +429,14 @@ void compare_collectives(const std::vector<StageVerifier>& stages, Group group, 
   for (std::size_t s = 1; s < stages.size(); ++s) {
     const auto found = collectives(stages[s], group);
     if (group == Group::kPpEnds && s + 1 < stages.size()) {
-      if (!found.empty())
-        faults.push_back(fmt::format("stage {}: runs {} among the ends of pp", s, found.front()));
+      if (!found.empty()) faults.push_back(fmt::format("stage {}: runs {} among the ends of pp", s, found.front()));
       continue;
     }
     for (std::size_t i = 0; i < std::max(expected.size(), found.size()); ++i) {
-      const std::string a = i < expected.size() ? expected[i] : "nothing",
-                        b = i < found.size() ? found[i] : "nothing";
+      const std::string a = i < expected.size() ? expected[i] : "nothing", b = i < found.size() ? found[i] : "nothing";
       if (a == b) continue;
-      faults.push_back(fmt::format("stages 0 and {}: collective {} of {} is {} on the one, {} on the other",
-                                   s, i, name(group), a, b));
+      faults.push_back(fmt::format("stages 0 and {}: collective {} of {} is {} on the one, {} on the other", s, i,
+                                   name(group), a, b));
       break;
     }
   }
@@ -468,12 +459,10 @@ class DeadlockSearch {
     }
     std::vector<std::string> waiting;
     for (std::size_t s = 0; s < stages_.size(); ++s)
-      waiting.push_back(at_[s].slot == slots(s).size()
-                            ? fmt::format("stage {} has finished", s)
-                            : fmt::format("stage {} waits in slot {} ({})", s, at_[s].slot,
-                                          slot_name(slots(s)[at_[s].slot])));
-    const bool all_finished =
-        std::ranges::all_of(waiting, [](const auto& w) { return w.ends_with("finished"); });
+      waiting.push_back(at_[s].slot == slots(s).size() ? fmt::format("stage {} has finished", s)
+                                                       : fmt::format("stage {} waits in slot {} ({})", s, at_[s].slot,
+                                                                     slot_name(slots(s)[at_[s].slot])));
+    const bool all_finished = std::ranges::all_of(waiting, [](const auto& w) { return w.ends_with("finished"); });
     if (all_finished) return std::nullopt;
     return fmt::format("deadlock: {}", fmt::join(waiting, ", "));
   }
@@ -482,8 +471,7 @@ class DeadlockSearch {
   struct Position {
     std::size_t slot = 0, event = 0;
     std::array<int, 2> sent{}, received{};  // [to next, to previous] and [from previous, from next]
-    std::array<std::map<int, std::pair<std::int64_t, std::int64_t>>, 2>
-        unfinished;                      // sent: message to where it lies
+    std::array<std::map<int, std::pair<std::int64_t, std::int64_t>>, 2> unfinished;  // sent: message to where it lies
     std::array<int, kGroups> entered{};  // collectives that the stage has reached
     bool in_collective = false;
   };
@@ -530,8 +518,7 @@ class DeadlockSearch {
     for (const auto& sends : p.unfinished)
       for (const auto& [message, place] : sends)
         for (int a = 0; a < kAnchors; ++a)
-          if (chunk.writes[a].intersects(place.first - slot.anchor[a], place.second - slot.anchor[a]))
-            return true;
+          if (chunk.writes[a].intersects(place.first - slot.anchor[a], place.second - slot.anchor[a])) return true;
     return false;
   }
 
@@ -569,9 +556,8 @@ std::vector<std::string> verify(const ProgramSet& set) {
   }
   compare_collectives(stages, Group::kPp, faults);
   compare_collectives(stages, Group::kPpEnds, faults);
-  const bool ends_are_quiet =
-      stages.size() == 1 || (messages(stages.front(), Stream::kRecvPrevious).empty() &&
-                             messages(stages.back(), Stream::kRecvNext).empty());
+  const bool ends_are_quiet = stages.size() == 1 || (messages(stages.front(), Stream::kRecvPrevious).empty() &&
+                                                     messages(stages.back(), Stream::kRecvNext).empty());
   if (faults.size() == before && ends_are_quiet)
     if (auto deadlock = DeadlockSearch(stages).run()) faults.push_back(std::move(*deadlock));
   return faults;

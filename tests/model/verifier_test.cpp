@@ -16,8 +16,7 @@ using ::testing::Contains;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-// Two stages of one layer each, two microbatches, written by hand. Residual stream: (4, 8) f32, 128 bytes.
-// Arena:
+// Two stages of one layer each, two microbatches, written by hand. x: (4, 8) f32, 128 bytes. Arena:
 //   0 weights   256 metrics   512 stash   768 inbox   1024 outbox   1280 gradient flow   1536 workspace
 // with two entries, one per microbatch, of what is in flight.
 enum PieceIndex { kClear, kEmbed, kForward, kBackward, kLoss, kSendF, kRecvF, kSendB, kRecvB, kSum };

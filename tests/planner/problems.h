@@ -20,8 +20,17 @@ inline Problem published_problem(int devices) {
 
 // 4 layers, 4 heads, 16 sequences of 32 tokens, f32.
 inline Problem small_problem(int devices) {
-  const JaxformerDimensions dimensions{.model_dimension = 32, .vocab_size = 64, .n_head = 4, .blocks = 2, .layers_per_block = 2,
-                                       .latent_dim = 8, .dhR = 8, .dropout_rate = 0.1, .k = 2, .n_experts = 4, .n_shared = 1,
+  const JaxformerDimensions dimensions{.model_dimension = 32,
+                                       .vocab_size = 64,
+                                       .n_head = 4,
+                                       .blocks = 2,
+                                       .layers_per_block = 2,
+                                       .latent_dim = 8,
+                                       .dhR = 8,
+                                       .dropout_rate = 0.1,
+                                       .k = 2,
+                                       .n_experts = 4,
+                                       .n_shared = 1,
                                        .capacity_factor = 1.5};
   return {jaxformer("small", dimensions, 1e-4), {.sequences = 16, .tokens = 32}, devices};
 }

@@ -15,17 +15,16 @@ constexpr std::int64_t kPlenty = std::int64_t{1} << 60;
 
 // A machine without a simulator: a step takes `seconds` of the programs.
 Machine pretend(std::function<double(const ProgramSet&)> seconds, std::int64_t usable = kPlenty) {
-  return {.peak = {1e9},
-          .usable_memory = {usable},
-          .evaluate = [seconds = std::move(seconds)](const ProgramSet& programs) {
-            Prediction prediction{.mapping = to_string(programs.mesh)};
-            prediction.report.step_time = {seconds(programs)};
-            for (const Program& stage : programs.stages)
-              prediction.report.ranks.push_back({.rank = {0, stage.stage, 0},
-                                                 .peak_bytes = {stage.arena_bytes},
-                                                 .bytes_by_class = stage.bytes_by_class()});
-            return prediction;
-          }};
+  return {
+      .peak = {1e9}, .usable_memory = {usable}, .evaluate = [seconds = std::move(seconds)](const ProgramSet& programs) {
+        Prediction prediction{.mapping = to_string(programs.mesh)};
+        prediction.report.step_time = {seconds(programs)};
+        for (const Program& stage : programs.stages)
+          prediction.report.ranks.push_back({.rank = {0, stage.stage, 0},
+                                             .peak_bytes = {stage.arena_bytes},
+                                             .bytes_by_class = stage.bytes_by_class()});
+        return prediction;
+      }};
 }
 
 // Many plans tie: five step times in all.
@@ -36,7 +35,8 @@ double few_values(const ProgramSet& programs) {
 // So much memory that about half of the plans fit.
 std::int64_t half_fit(const Problem& problem) {
   std::vector<std::int64_t> needs;
-  for (const Plan& plan : all_plans(problem)) needs.push_back(memory_needed(lower(problem.model, problem.shape, plan)).value);
+  for (const Plan& plan : all_plans(problem))
+    needs.push_back(memory_needed(lower(problem.model, problem.shape, plan)).value);
   std::ranges::sort(needs);
   return needs[needs.size() / 2];
 }
@@ -104,7 +104,8 @@ TEST(Search, APlanFitsThatNeedsExactlyTheUsableMemory) {
 }
 
 TEST(Search, RejectedMeshesAreCountedByReason) {
-  // tp 8 on 4 heads: 1 mesh. pp 8 on 4 layers: 1 mesh. FSDP 1, 2, 3 on the legal meshes with dp 1: 1x4x2 and 1x2x4.
+  // tp 8 on 4 heads: 1 mesh. pp 8 on 4 layers: 1 mesh. FSDP 1, 2, 3 on the legal meshes with dp 1: 1x4x2 and
+  // 1x2x4.
   const auto rejected = search(small_problem(8), pretend(few_values)).rejected();
   EXPECT_EQ(rejected.at("tp does not divide the heads").count, 1);
   EXPECT_EQ(rejected.at("more stages than layers").count, 1);
@@ -158,10 +159,11 @@ TEST(Search, AFailureInAnEvaluationReachesTheCallerWhateverTheNumberOfWorkers) {
 TEST(Search, ProgressIsReportedOnTheCallersThreadAndEndsComplete) {
   const auto caller = std::this_thread::get_id();
   std::vector<SearchProgress> seen;
-  const SearchResult result = search(small_problem(4), pretend(few_values), {.workers = 2, .progress = [&](const SearchProgress& p) {
-                                       EXPECT_EQ(std::this_thread::get_id(), caller);
-                                       seen.push_back(p);
-                                     }});
+  const SearchResult result =
+      search(small_problem(4), pretend(few_values), {.workers = 2, .progress = [&](const SearchProgress& p) {
+                                                       EXPECT_EQ(std::this_thread::get_id(), caller);
+                                                       seen.push_back(p);
+                                                     }});
   ASSERT_FALSE(seen.empty());
   EXPECT_EQ(seen.back().evaluated, result.evaluated);
   EXPECT_EQ(seen.back().total, result.evaluated);
@@ -203,8 +205,9 @@ TEST(Figures, FollowFromTheReportByTheirDefinitions) {
   machine.evaluate = [](const ProgramSet&) {
     Prediction p{.mapping = "somewhere"};
     p.report.step_time = {2.0};
-    p.report.ranks = {{.rank = {0, 0, 0}, .executed_flops = {1000}, .peak_bytes = {70}, .exposed_comm = {0.1}, .bubble = {0.2}},
-                      {.rank = {0, 1, 0}, .executed_flops = {3000}, .peak_bytes = {90}, .exposed_comm = {0.3}, .bubble = {0.6}}};
+    p.report.ranks = {
+        {.rank = {0, 0, 0}, .executed_flops = {1000}, .peak_bytes = {70}, .exposed_comm = {0.1}, .bubble = {0.2}},
+        {.rank = {0, 1, 0}, .executed_flops = {3000}, .peak_bytes = {90}, .exposed_comm = {0.3}, .bubble = {0.6}}};
     p.report.ranks[1].bytes_by_class[0] = 90;
     return p;
   };

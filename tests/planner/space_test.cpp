@@ -18,8 +18,8 @@ std::map<std::string, int> by_reason(const PlanSpace& space) {
 }
 
 TEST(PlanSpace, PublishedConfigurationOn32DevicesHas1340LegalPlans) {
-  // 2^5 devices, 12 heads: tp 1, 2, 4. On a mesh of dp = 2^a: 256 / 2^a = 2^(8-a) sequences a shard, 9-a divisors; 4 FSDP stages,
-  // 1 where a = 0; 2 schedules x 2 recomputations.
+  // 2^5 devices, 12 heads: tp 1, 2, 4. On a mesh of dp = 2^a: 256 / 2^a = 2^(8-a) sequences a shard, 9-a
+  // divisors; 4 FSDP stages, 1 where a = 0; 2 schedules x 2 recomputations.
   //   tp 1, a = 0..5:  9 + 4 (8+7+6+5+4) = 129
   //   tp 2, a = 0..4:  9 + 4 (8+7+6+5)   = 113
   //   tp 4, a = 0..3:  9 + 4 (8+7+6)     =  93
@@ -32,7 +32,8 @@ TEST(PlanSpace, MeshesAreAllFactorizationsAndIllegalOnesCountOnce) {
   const PlanSpace space(published_problem(32));
   EXPECT_EQ(space.meshes(), 21);  // 5 twos over 3 axes: 7 over 2
   // tp 8: dp*pp = 4, 3 ways; tp 16: 2; tp 32: 1. FSDP 1, 2, 3 on each of the meshes 1x32x1, 1x16x2, 1x8x4.
-  EXPECT_EQ(by_reason(space), (std::map<std::string, int>{{"tp does not divide the heads", 6}, {"FSDP without data parallelism", 9}}));
+  EXPECT_EQ(by_reason(space),
+            (std::map<std::string, int>{{"tp does not divide the heads", 6}, {"FSDP without data parallelism", 9}}));
 }
 
 TEST(PlanSpace, EveryPlanIsLegalOnceAndOnAllDevices) {
@@ -75,13 +76,15 @@ TEST(PlanSpace, TheOrderIsMeshThenFsdpThenMicrobatchesThenScheduleThenRecomputat
   EXPECT_EQ(to_text(plans[1]), "2x1x1,schedule=gpipe,microbatches=1,fsdp=0,recompute=full");
   EXPECT_EQ(to_text(plans[2]), "2x1x1,schedule=1f1b,microbatches=1,fsdp=0,recompute=none");
   EXPECT_EQ(to_text(plans[4]), "2x1x1,schedule=gpipe,microbatches=2,fsdp=0,recompute=none");
-  EXPECT_EQ(to_text(plans[16]), "2x1x1,schedule=gpipe,microbatches=1,fsdp=1,recompute=none");  // 4 divisors of 8 before it
+  EXPECT_EQ(to_text(plans[16]),
+            "2x1x1,schedule=gpipe,microbatches=1,fsdp=1,recompute=none");  // 4 divisors of 8 before it
   EXPECT_EQ(to_text(plans[64]), "1x2x1,schedule=gpipe,microbatches=1,fsdp=0,recompute=none");
   EXPECT_EQ(to_text(plans.back()), "1x1x2,schedule=1f1b,microbatches=16,fsdp=0,recompute=full");
 }
 
 TEST(PlanSpace, ReasonsCarryTheirNumbers) {
-  // 4 layers, 4 heads, 16 sequences, 24 devices: dp 3, 6, 12, 24 don't divide; pp 6, 8, 12, 24 are too many stages; ...
+  // 4 layers, 4 heads, 16 sequences, 24 devices: dp 3, 6, 12, 24 don't divide; pp 6, 8, 12, 24 are too many
+  // stages; ...
   const PlanSpace space(small_problem(24));
   const auto find = [&](const MeshShape& mesh, const std::string& reason) {
     const auto found = std::ranges::find_if(

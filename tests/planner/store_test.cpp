@@ -22,7 +22,9 @@ using ::testing::HasSubstr;
 const SearchKey kKey{R"({"name": "small"})", "v4:2x2x1", "v4, every number of it"};
 
 PlanResult some_result(int i) {
-  PlanResult r{.plan = {.mesh = {2, 1 + i % 2, 2}, .fsdp = i % 4, .microbatches = 1 + i / 8,
+  PlanResult r{.plan = {.mesh = {2, 1 + i % 2, 2},
+                        .fsdp = i % 4,
+                        .microbatches = 1 + i / 8,
                         .schedule = i % 8 < 4 ? Schedule::k1F1B : Schedule::kGPipe,
                         .recompute = i % 3 ? Recompute::kFull : Recompute::kNone},
                .runnable = i > 1,
@@ -162,7 +164,8 @@ TEST_F(StoreTest, ASearchInWhichNothingFitsIsKeptToo) {
 TEST_F(StoreTest, RunsKeepWhatWasPredictedAndMeasured) {
   Store store(file());
   const std::int64_t plan = store.best(store.save(kKey, some_search(2)))->id;
-  const StoredRun run{.plan = plan, .steps = 300, .predicted = {0.5, 1e12 / 3, 1000, 2000}, .measured = {0.625, 9e11 / 7, 1000, 2000}};
+  const StoredRun run{
+      .plan = plan, .steps = 300, .predicted = {0.5, 1e12 / 3, 1000, 2000}, .measured = {0.625, 9e11 / 7, 1000, 2000}};
   store.save(run);
   store.save(run);
   const auto runs = store.runs(plan);
@@ -211,9 +214,11 @@ TEST_F(StoreTest, TheSchemaOfVersion1IsWhatItWas) {
   mapping TEXT NOT NULL,
   UNIQUE (search, rank)
 );)"));
-  EXPECT_THAT(schema(), HasSubstr("  steps INTEGER NOT NULL,\n  predicted_step_time_s REAL NOT NULL,\n  predicted_flops REAL NOT NULL,\n"
-                                  "  predicted_sent_bytes INTEGER NOT NULL,\n  predicted_peak_memory_bytes INTEGER NOT NULL,\n"
-                                  "  measured_step_time_s REAL NOT NULL,\n"));
+  EXPECT_THAT(
+      schema(),
+      HasSubstr("  steps INTEGER NOT NULL,\n  predicted_step_time_s REAL NOT NULL,\n  predicted_flops REAL NOT NULL,\n"
+                "  predicted_sent_bytes INTEGER NOT NULL,\n  predicted_peak_memory_bytes INTEGER NOT NULL,\n"
+                "  measured_step_time_s REAL NOT NULL,\n"));
 }
 
 TEST_F(StoreTest, TheFileIsAWriteAheadLogDatabaseWithOurIdAndVersion) {
@@ -364,9 +369,7 @@ TEST_F(StoreTest, TwoWritersTakeTurns) {
     Store store(file());
     for (int i = 0; i < 10; ++i) store.save(kKey, some_search(20));
   };
-  {
-    std::jthread one(save_some), two(save_some);
-  }
+  { std::jthread one(save_some), two(save_some); }
   const Store store(file());
   EXPECT_EQ(store.latest(kKey), 20);
   EXPECT_TRUE(store.faults().empty());

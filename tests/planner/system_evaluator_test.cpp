@@ -31,7 +31,7 @@ TEST(Machine, ThePublishedPlanOn32ChipsHasFiguresThatAgreeWithEachOther) {
   EXPECT_EQ(r.stage_layers[0] + r.stage_layers[1], 48);
   std::int64_t sum = 0;
   for (const std::int64_t bytes : r.memory_bytes) sum += bytes;
-  EXPECT_LE(sum, r.peak_memory_bytes);                // regions are aligned
+  EXPECT_LE(sum, r.peak_memory_bytes);  // regions are aligned
   EXPECT_LT(r.peak_memory_bytes - sum, 64 * 32);
   EXPECT_FALSE(r.mapping.empty());
 }
@@ -43,7 +43,8 @@ TEST(Machine, MemoryThatTheSimulatorReportsIsWhatLoweringNeeds) {
   problem.shape.compute = DType::kBF16;
   for (const Plan& plan : all_plans(problem)) {
     const ProgramSet programs = lower(problem.model, problem.shape, plan);
-    EXPECT_EQ(evaluate_plan(problem, plan, programs, v4).peak_memory_bytes, memory_needed(programs).value) << to_text(plan);
+    EXPECT_EQ(evaluate_plan(problem, plan, programs, v4).peak_memory_bytes, memory_needed(programs).value)
+        << to_text(plan);
   }
 }
 
@@ -52,7 +53,8 @@ TEST(Machine, ASystemWithoutAPeakForTheTypeIsRefused) {
 }
 
 TEST(Machine, TrafficOfAnAxisIsCountedPerRankAndStep) {
-  // dp 2, FSDP 0: each block's gradients are all-reduced once, 2 x 4 bytes x padded elements; beside that only the metrics.
+  // dp 2, FSDP 0: each block's gradients are all-reduced once, 2 x 4 bytes x padded elements; beside that
+  // only the metrics.
   const Problem problem = small_problem(2);
   const ProgramSet programs = lower(problem.model, problem.shape, parse_plan("2x1x1,microbatches=4"));
   std::int64_t gradients = 0;

@@ -1,0 +1,48 @@
+# Everything a fresh Debian 12 needs: `make demo` and `make test` install what is missing (as root, or with sudo), build,
+# and run. CMake does the building (CMakePresets.json); this file only strings the steps together.
+SHELL := /bin/bash
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+BUILD := build/release
+MESHWRIGHT := $(BUILD)/meshwright
+DEMO := build/demo
+
+PACKAGES := g++ cmake ninja-build pkg-config openmpi-bin libopenmpi-dev libdnnl-dev libeigen3-dev libboost-dev \
+  libboost-graph-dev nlohmann-json3-dev libsqlite3-dev libcli11-dev libfmt-dev libspdlog-dev libsentencepiece-dev \
+  zlib1g-dev libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev sword-text-web
+
+.PHONY: all setup build test demo bench clean
+all: build
+
+# Installs only what is not there, so that a machine that has everything needs no network and no root.
+setup:
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "installing:" $$missing; \
+	  $(SUDO) apt-get update -qq && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+
+build: setup
+	@cmake --preset release >/dev/null
+	cmake --build --preset release
+
+test: build
+	ctest --test-dir $(BUILD) --output-on-failure -j 2
+
+# The main job: search the best mesh of the published configuration, rehearse the winner on as many ranks as it has, then
+# train a small model of the same kind by the best plan for this machine.
+demo: build
+	@mkdir -p $(DEMO)
+	@echo; echo "== 1. Search: the published JAXformer configuration on 32 TPU v4 chips"
+	$(MESHWRIGHT) search configs/jaxformer-moe1b.json --system v4:2x4x4 --db $(DEMO)/meshwright.db
+	@echo; echo "== 2. Rehearse: the winning plan's program, on as many ranks as it has, at reduced size"
+	$(MESHWRIGHT) run configs/jaxformer-moe1b.json --system v4:2x4x4 --plan best --rehearse --db $(DEMO)/meshwright.db
+	@echo; echo "== 3. Train: a small model of the same kind on this machine, by the best plan for it"
+	$(MESHWRIGHT) search configs/moe-small.json --system local --db $(DEMO)/meshwright.db
+	$(MESHWRIGHT) run configs/moe-small.json --system local --plan best --db $(DEMO)/meshwright.db
+
+bench: build
+	@for b in engine search training; do echo "== $$b"; $(BUILD)/bench/bench_$$b || exit 1; done
+
+clean:
+	rm -rf build

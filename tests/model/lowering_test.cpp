@@ -1,0 +1,191 @@
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "model/accounting.h"
+#include "model/lowering/layout.h"
+#include "model/lowering/lower.h"
+#include "model/lowering/schedule.h"
+#include "model/program/op_work.h"
+
+namespace meshwright {
+namespace {
+
+const ModelSpec kSmall = jaxformer("small", {.model_dimension = 24, .vocab_size = 37, .n_head = 4, .blocks = 4, .layers_per_block = 2,
+                                             .latent_dim = 6, .dhR = 4, .dropout_rate = 0.1, .k = 2, .n_experts = 4, .n_shared = 1,
+                                             .capacity_factor = 1.25}, 0.01);
+const TrainingShape kShape{.sequences = 16, .tokens = 8};
+
+TEST(Layouts, GoingFromOneToAnotherIsTheCollective) {
+  const Layout whole = Layout::replicate(), cut = Layout::shard(0), summand = Layout::partial();
+  EXPECT_EQ(reshard(cut, whole), CollectiveKind::kAllGather);
+  EXPECT_EQ(reshard(summand, cut), CollectiveKind::kReduceScatter);
+  EXPECT_EQ(reshard(summand, whole), CollectiveKind::kAllReduce);
+  EXPECT_EQ(reshard(cut, cut), std::nullopt);
+  EXPECT_EQ(reshard(whole, cut), std::nullopt);
+  EXPECT_THROW(reshard(whole, summand), std::logic_error);
+  EXPECT_THROW(reshard(cut, Layout::shard(1)), std::logic_error);
+}
+
+TEST(Layouts, KeysAndValuesAreCutEachByItself) {
+  // (2, 8): keys in columns 0..3, values in 4..7. The second of two ranks holds columns 2, 3 and 6, 7 of both rows.
+  const Layout layout = tensor_parallel_layout("layers.3.mla.kvup.kernel");
+  EXPECT_EQ(layout, Layout::shard(1, 2));
+  std::vector<std::int64_t> whole(4 * 2);
+  for_each_run({2, 8}, layout, 2, 1, [&](std::int64_t local, std::int64_t global, std::int64_t n) {
+    for (std::int64_t i = 0; i < n; ++i) whole[static_cast<std::size_t>(local + i)] = global + i;
+  });
+  EXPECT_EQ(whole, (std::vector<std::int64_t>{2, 3, 6, 7, 10, 11, 14, 15}));
+}
+
+TEST(Layouts, EveryElementOfEveryParameterIsOnExactlyOneTpRankOrOnAll) {
+  for (const ParameterSpec& p : parameters(kSmall))
+    for (const int tp : {1, 2, 4}) {
+      const Layout layout = tensor_parallel_layout(p.name);
+      std::vector<int> held(static_cast<std::size_t>(elements(p.shape)));
+      for (int rank = 0; rank < tp; ++rank) {
+        std::int64_t local_elements = 0;
+        for_each_run(p.shape, layout, tp, rank, [&](std::int64_t local, std::int64_t global, std::int64_t n) {
+          EXPECT_EQ(local, local_elements);
+          local_elements += n;
+          for (std::int64_t i = 0; i < n; ++i) ++held[static_cast<std::size_t>(global + i)];
+        });
+        EXPECT_EQ(local_elements, elements(local_shape(p.shape, layout, tp))) << p.name;
+      }
+      const int copies = layout.kind == Layout::Kind::kShard ? 1 : tp;
+      EXPECT_EQ(held, std::vector<int>(held.size(), copies)) << p.name << " tp " << tp;
+    }
+}
+
+std::string actions(Schedule schedule, int stage, int stages, int microbatches) {
+  std::string text;
+  for (const StageAction& a : stage_actions(schedule, stage, stages, microbatches))
+    text += (text.empty() ? "" : " ") + std::string(a.forward ? "F" : "B") + std::to_string(a.microbatch);
+  return text;
+}
+
+TEST(Schedules, GpipeRunsAllForwardsFirst) { EXPECT_EQ(actions(Schedule::kGPipe, 1, 4, 3), "F0 F1 F2 B0 B1 B2"); }
+
+TEST(Schedules, OneForwardOneBackwardWarmsUpByTheStagesBehindIt) {
+  EXPECT_EQ(actions(Schedule::k1F1B, 0, 4, 6), "F0 F1 F2 F3 B0 F4 B1 F5 B2 B3 B4 B5");
+  EXPECT_EQ(actions(Schedule::k1F1B, 2, 4, 6), "F0 F1 B0 F2 B1 F3 B2 F4 B3 F5 B4 B5");
+  EXPECT_EQ(actions(Schedule::k1F1B, 3, 4, 6), "F0 B0 F1 B1 F2 B2 F3 B3 F4 B4 F5 B5");
+  EXPECT_EQ(actions(Schedule::k1F1B, 0, 8, 3), "F0 F1 F2 B0 B1 B2");  // fewer microbatches than stages
+}
+
+TEST(Schedules, MicrobatchesInFlightAreThoseOfTheActions) {
+  for (const Schedule schedule : {Schedule::kGPipe, Schedule::k1F1B})
+    for (int stages = 1; stages <= 6; ++stages)
+      for (int m = 1; m <= 9; ++m)
+        for (int s = 0; s < stages; ++s) {
+          int alive = 0, most = 0;
+          for (const StageAction& a : stage_actions(schedule, s, stages, m)) most = std::max(most, alive += a.forward ? 1 : -1);
+          EXPECT_EQ(alive, 0);
+          EXPECT_EQ(most, microbatches_in_flight(schedule, s, stages, m));
+        }
+}
+
+TEST(Stages, AreCutSoThatTheCostliestIsCheapest) {
+  EXPECT_EQ(balanced_stages(kSmall, kShape, 1), std::vector<int>{8});
+  for (int stages = 1; stages <= 8; ++stages) {
+    const std::vector<int> cut = balanced_stages(kSmall, kShape, stages);
+    EXPECT_EQ(std::accumulate(cut.begin(), cut.end(), 0), 8);
+    EXPECT_GE(*std::min_element(cut.begin(), cut.end()), 1);
+  }
+  // Published configuration on 2 stages: the logits cost 2*1024*768*100277 = 158 GFLOP a sequence, as much as some 8 dense
+  // layers: the last stage has fewer.
+  const ModelSpec published = jaxformer("moe1B", {}, 1e-4);
+  const std::vector<int> two = balanced_stages(published, {.sequences = 256, .tokens = 1024}, 2);
+  EXPECT_GT(two[0], two[1]);
+}
+
+TEST(Lowering, A1F1bStageSendsAndReceivesInTheOrderOfTheTextbook) {
+  const ProgramSet set = lower(kSmall, kShape, {.mesh = {1, 2, 1}, .microbatches = 2});
+  EXPECT_EQ(brief(set.stages[0]), "F0 send F1 send recv B0 recv B1");
+  EXPECT_EQ(brief(set.stages[1]), "recv F0 B0 send recv F1 B1 send");
+}
+
+TEST(Lowering, PiecesDoNotGrowWithLayersMicrobatchesOrRanks) {
+  JaxformerDimensions d{.model_dimension = 24, .vocab_size = 37, .n_head = 4, .blocks = 4, .layers_per_block = 2, .latent_dim = 6, .dhR = 4,
+                        .k = 2, .n_experts = 4};
+  const std::size_t few = lower(jaxformer("few", d, 0), kShape, {.mesh = {2, 2, 2}, .fsdp = 3, .microbatches = 2}).pieces.size();
+  d.blocks = 32;
+  const std::size_t many = lower(jaxformer("many", d, 0), {.sequences = 1024, .tokens = 8}, {.mesh = {64, 2, 2}, .fsdp = 3, .microbatches = 16}).pieces.size();
+  EXPECT_EQ(few, many);
+}
+
+TEST(Lowering, SlotsGrowWithMicrobatchesAndNotWithLayers) {
+  // One stage: begin, F and B of each of 8 microbatches, norm, update.
+  EXPECT_EQ(lower(kSmall, kShape, {.microbatches = 8}).stages[0].slots.size(), 1u + 16 + 1 + 1);
+}
+
+TEST(Lowering, ExecutedFlopsWithoutRecomputationAreThreeForwardsPlusWhatAttentionAndExpertsAdd) {
+  // tp 1, one block of attention rows (T = 8 <= 128): scores cover T x T instead of half of it, forward
+  //   2 T^2 H (dqk + dv), backward 2 T^2 H (3 dqk + 2 dv); experts run at capacity, not at k choices.
+  const ProgramSet set = lower(kSmall, kShape, {});
+  double expected = 3.0 * 16 * static_cast<double>(logits_forward_flops(kSmall, 8).value);
+  for (const LayerSpec& layer : kSmall.layers) {
+    const LayerFlops f = layer_forward_flops(layer, kSmall.width, 8);
+    const auto& mla = std::get<MlaSpec>(layer.attention);
+    const double dqk = static_cast<double>(mla.head_dim + mla.rope_width), dv = static_cast<double>(mla.head_dim);
+    expected += 16 * (3.0 * static_cast<double>((f.total() - f.scores - f.experts).value) +
+                      2.0 * 64 * static_cast<double>(mla.heads) * (dqk + dv + 3 * dqk + 2 * dv));
+    if (const auto* moe = std::get_if<MoeSpec>(&layer.ffn))
+      expected += 16 * 3.0 * 2 * static_cast<double>(moe->experts * expert_capacity(*moe, 8) * 2 * kSmall.width * moe->hidden);
+  }
+  EXPECT_EQ(static_cast<double>(program_flops(set, set.stages[0]).value), expected);
+}
+
+TEST(Lowering, RecomputationAddsTheForwardsOfTheLayersExceptTheirLastProducts) {
+  const ProgramSet none = lower(kSmall, kShape, {}), full = lower(kSmall, kShape, {.recompute = Recompute::kFull});
+  EXPECT_GT(program_flops(full, full.stages[0]), program_flops(none, none.stages[0]));
+  EXPECT_LT(full.stages[0].bytes_by_class()[static_cast<int>(MemoryClass::kActivations)],
+            none.stages[0].bytes_by_class()[static_cast<int>(MemoryClass::kActivations)]);
+}
+
+TEST(Lowering, ZeroStagesHoldWhatTheirNamesSay) {
+  // dp 4. State in elements per parameter: 0: w, g, m, v whole. 1: m, v (and the master copy) a quarter. 2: gradients, too.
+  // 3: weights, too.
+  std::array<std::array<std::int64_t, kMemoryClasses>, 4> bytes{};
+  for (int stage = 0; stage < 4; ++stage)
+    bytes[static_cast<std::size_t>(stage)] = lower(kSmall, kShape, {.mesh = {4, 1, 1}, .fsdp = stage}).stages[0].bytes_by_class();
+  const auto of = [&](int stage, MemoryClass c) { return bytes[static_cast<std::size_t>(stage)][static_cast<std::size_t>(c)]; };
+  EXPECT_EQ(of(0, MemoryClass::kOptimizer), 4 * of(1, MemoryClass::kOptimizer));
+  EXPECT_LT(of(2, MemoryClass::kGradients), of(1, MemoryClass::kGradients));
+  EXPECT_LT(of(3, MemoryClass::kParameters), of(2, MemoryClass::kParameters));
+}
+
+TEST(Lowering, LowPrecisionKeepsMasterWeightsBesideTheOnesThatProductsRead) {
+  TrainingShape bf16 = kShape;
+  bf16.compute = DType::kBF16;
+  const auto f32 = lower(kSmall, kShape, {}).stages[0].bytes_by_class(), low = lower(kSmall, bf16, {}).stages[0].bytes_by_class();
+  const auto at = static_cast<std::size_t>(MemoryClass::kParameters);
+  EXPECT_EQ(low[at], f32[at] / 2 * 3);  // 4 + 2 bytes instead of 4
+  EXPECT_EQ(low[static_cast<std::size_t>(MemoryClass::kOptimizer)], f32[static_cast<std::size_t>(MemoryClass::kOptimizer)]);
+}
+
+TEST(Lowering, AnIllegalPlanSaysWhyAndWhatToChoose) {
+  const auto reasons = [](const Plan& plan) {
+    std::vector<std::string> all;
+    for (const Illegality& i : illegalities(kSmall, kShape, plan)) {
+      all.push_back(i.reason);
+      EXPECT_FALSE(i.detail.empty());
+      EXPECT_FALSE(i.hint.empty());
+    }
+    return all;
+  };
+  EXPECT_EQ(reasons({}), std::vector<std::string>{});
+  EXPECT_EQ(reasons({.mesh = {1, 1, 3}}), (std::vector<std::string>{"tp does not divide the heads", "tp does not divide the sequence length"}));
+  EXPECT_EQ(reasons({.mesh = {3, 1, 1}}), std::vector<std::string>{"dp does not divide the global batch"});
+  EXPECT_EQ(reasons({.mesh = {1, 9, 1}}), std::vector<std::string>{"more stages than layers"});
+  EXPECT_EQ(reasons({.fsdp = 1}), std::vector<std::string>{"FSDP without data parallelism"});
+  EXPECT_EQ(reasons({.mesh = {2, 1, 1}, .microbatches = 3}), std::vector<std::string>{"microbatches do not divide a dp shard's sequences"});
+}
+
+TEST(Lowering, WhatItCannotExpressItRefusesByName) {
+  EXPECT_EQ(not_lowerable(kSmall), std::nullopt);
+  EXPECT_EQ(not_lowerable(gpt2("gpt2")), "multi-head attention");
+}
+
+}  // namespace
+}  // namespace meshwright

@@ -1,0 +1,31 @@
+# The folders' arrows: an include along an arrow compiles, one against it does not.
+function(add_arrow_test from header expected)
+  string(MAKE_C_IDENTIFIER ${header} id)
+  set(source ${CMAKE_CURRENT_BINARY_DIR}/arrow_${from}_${id}.cpp)
+  file(WRITE ${source} "#include \"${header}\"\n")
+  set(search $<TARGET_PROPERTY:${from},INCLUDE_DIRECTORIES>)
+  add_test(NAME structure.${from}_${expected}_include_${header}
+    COMMAND ${CMAKE_COMMAND} -DCOMPILER=${CMAKE_CXX_COMPILER} "-DINCLUDES=${search}" -DSOURCE=${source} -DHEADER=${header}
+            -DEXPECTED=${expected} -P ${CMAKE_CURRENT_SOURCE_DIR}/structure/try_include.cmake
+    COMMAND_EXPAND_LISTS)
+endfunction()
+
+add_arrow_test(sim model/program/program.h may)
+add_arrow_test(planner sim/simulate.h may)
+add_arrow_test(planner model/lowering/lower.h may)
+add_arrow_test(executor model/lowering/lower.h may)
+add_arrow_test(reports planner/search.h may)
+add_arrow_test(program model/spec.h must_not)
+add_arrow_test(program model/lowering/lower.h must_not)
+add_arrow_test(input model/program/program.h must_not)
+add_arrow_test(model sim/simulate.h must_not)
+add_arrow_test(model executor/executor.h must_not)
+add_arrow_test(sim model/spec.h must_not)
+add_arrow_test(sim model/lowering/lower.h must_not)
+add_arrow_test(sim executor/executor.h must_not)
+add_arrow_test(sim planner/search.h must_not)
+add_arrow_test(executor sim/simulate.h must_not)
+add_arrow_test(executor planner/search.h must_not)
+add_arrow_test(planner executor/executor.h must_not)
+add_arrow_test(planner reports/table.h must_not)
+add_arrow_test(reports executor/executor.h must_not)
