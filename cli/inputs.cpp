@@ -73,7 +73,8 @@ bool print_config(const ConfigOptions& options, const TrainingConfig& config) {
 std::filesystem::path calibration_file() {
   std::array<char, 256> host{};
   gethostname(host.data(), host.size() - 1);
-  const std::string machine = fmt::format("{}, {} cores", host.data(), available_cores());
+  // Of the whole machine: a rank that is bound to one core must find the same file.
+  const std::string machine = fmt::format("{}, {} processors", host.data(), sysconf(_SC_NPROCESSORS_ONLN));
   return default_cache_folder() / fmt::format("local-{}.json", content_key(machine));
 }
 
@@ -152,12 +153,14 @@ ChosenPlan best_plan(bool runnable_only, const TrainingConfig& config, const Sys
   return {chosen->result.plan, chosen->id};
 }
 
-ChosenPlan stored_plan(std::int64_t id, const TrainingConfig& config, const System& system, const Store& store) {
-  const auto stored = store.plan(id);
+ChosenPlan stored_plan(std::int64_t id, const TrainingConfig& config, const System& system, const std::filesystem::path& database) {
+  std::optional<Store> store;
+  if (std::filesystem::exists(database)) store.emplace(database, Store::Access::kRead);
+  const auto stored = store ? store->plan(id) : std::nullopt;
   if (!stored) {
-    throw InputError(Diagnostic{"--plan", "", fmt::format("{}", id), "the id of a stored plan", "`meshwright search` stores plans and prints the id of the best"});
+    throw InputError(Diagnostic{"--plan", "", fmt::format("{}", id), fmt::format("the id of a plan in {}", database.string()), "`meshwright search` stores plans and prints the id of the best"});
   }
-  const auto search = store.search(stored->search);
+  const auto search = store->search(stored->search);
   if (!search || search->key != search_key(config, system)) {
     throw InputError(Diagnostic{"--plan", "", fmt::format("{}", id), "a plan that was found for this configuration and system",
                       fmt::format("it was found for another one on {}; give the plan itself: {}", search ? search->key.system : "?",
@@ -188,7 +191,7 @@ ChosenPlan choose_plan(const std::string& text, bool runnable_only, const Traini
     return best_plan(runnable_only, config, system, store);
   }
   const bool is_id = !text.empty() && text.size() <= 18 && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
-  if (is_id) return stored_plan(std::stoll(text), config, system, Store(database, Store::Access::kRead));
+  if (is_id) return stored_plan(std::stoll(text), config, system, database);
   const Plan plan = text == "published" ? published_plan(config) : parse_plan(text);
   refuse_illegal(plan, config, system);
   ChosenPlan chosen{plan, std::nullopt};

@@ -1,18 +1,24 @@
 // meshwright: which parallel plan to train with, how fast it will be, and running it.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <exception>
+#include <cstdlib>
 #include <iostream>
+#include <optional>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "cli/command.h"
 #include "executor/launch/launcher.h"
 #include "executor/launch/mpi_session.h"
-#include "model/input/diagnostics.h"
+#include "model/input/json_reader.h"
 
 namespace meshwright {
 namespace {
@@ -28,11 +34,22 @@ int fail(int code, const std::string& message) {
   return code;
 }
 
+// CLI11 only says that a command is missing.
+std::optional<std::string> unknown_command(const CLI::App& app, int argc, char** argv) {
+  if (argc < 2 || argv[1][0] == '-') return std::nullopt;
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) names.push_back(command->get_name());
+  if (std::find(names.begin(), names.end(), argv[1]) != names.end()) return std::nullopt;
+  const auto near = nearest_word(argv[1], names);
+  return fmt::format("command line: no command {}: allowed: {}; hint: {}meshwright --help\n", argv[1], fmt::join(names, ", "),
+                     near ? fmt::format("did you mean {}? See ", *near) : "");
+}
+
 int main(int argc, char** argv) {
   spdlog::set_default_logger(spdlog::stderr_color_mt("meshwright"));
   spdlog::set_pattern("%^%l%$: %v");
 
-  CLI::App app{"Finds the parallel plan to train a transformer with, says how fast it will be, and runs it."};
+  CLI::App app{"Finds the parallel plan to train a transformer with, says how fast it will be, and runs it.", "meshwright"};
   app.require_subcommand(1);
   app.footer(
       "Exit codes: 0 done; 1 internal error; 2 bad input (each fault on stderr with path, value and hint);\n"
@@ -55,6 +72,7 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);  // --help
+    if (const auto unknown = unknown_command(app, argc, argv)) return fail(kBadInput, *unknown);
     return fail(kBadInput, fmt::format("command line: {}; hint: meshwright --help, or meshwright COMMAND --help\n", error.what()));
   }
   try {

@@ -28,6 +28,7 @@
 #include "reports/step_totals.h"
 #include "reports/trace.h"
 #include "sim/simulate.h"
+#include "sim/system_cost_model.h"
 
 namespace meshwright {
 namespace {
@@ -39,7 +40,9 @@ struct Options {
   std::string data, trace;
   std::optional<std::int64_t> steps, seed;
   bool rehearse = false;
-  std::optional<std::int64_t> stored_plan;  // id of the plan, for the ranks that this command starts
+  // For the ranks that this command starts: they are some, and the id of the plan, if it is stored.
+  bool started = false;
+  std::optional<std::int64_t> stored_plan;
 
   std::int64_t steps_of(const TrainingConfig& training) const {
     constexpr std::int64_t kRehearsalSteps = 3;
@@ -81,7 +84,8 @@ int start_ranks(const Options& options, const TrainingConfig& config, const Syst
   log_info(fmt::format("{}{} on {} ranks", options.rehearse ? "rehearsing " : "", to_text(plan), ranks));
   if (ranks > cores) log_warning(fmt::format("{} ranks share {} cores: step times say nothing about {}", ranks, cores, system.name));
   std::vector<std::string> command{invocation.command.front(), "run", options.config.file, "--system", options.system.system,
-                                   "--plan", to_text(plan), "--db", options.system.database};
+                                   "--plan", to_text(plan), "--db", options.system.database,
+                                   "--started"};
   const auto add = [&](std::initializer_list<std::string> words) { command.insert(command.end(), words); };
   for (const std::string& assignment : options.config.overrides) add({"--set", assignment});
   if (!options.data.empty()) add({"--data", options.data});
@@ -97,18 +101,11 @@ int start_ranks(const Options& options, const TrainingConfig& config, const Syst
 
 // ---- a rank ------------------------------------------------------------------------------------------------------------
 
-// FLOPs that all ranks must have executed in a step in which so many rows were routed: a product over an expert's rows is
-// linear in them, so that a layer's rows of all microbatches count once.
+// FLOPs that all ranks must have executed in a step in which so many rows were routed.
 double flops_of_routed_rows(const ProgramSet& set, const std::vector<RankCount>& ranks) {
   double sum = 0;
-  for (const RankCount& rank : ranks) {
-    const Program& program = set.stages[static_cast<std::size_t>(rank.report.rank.pp)];
-    for_each_op(set, program, [&](const Slot& slot, const Call& call, const Piece& piece, const Op& op) {
-      if (!std::holds_alternative<GroupedGemm>(op)) sum += static_cast<double>(work_of(op, piece).flops.value);
-      else if (slot.microbatch == 0)
-        sum += static_cast<double>(work_of(op, piece, rank.routed_rows[static_cast<std::size_t>(call.layer)]).flops.value);
-    });
-  }
+  for (const RankCount& rank : ranks)
+    sum += static_cast<double>(program_flops(set, set.stages[static_cast<std::size_t>(rank.report.rank.pp)], rank.routed_rows).value);
   return sum;
 }
 
@@ -125,7 +122,7 @@ std::int64_t all_bytes(const Traffic& traffic) {
 }
 
 // What rank 0 says after the last step.
-void summarise(const Options& options, const System& system, const Plan& plan, const ProgramSet& set, std::int64_t steps,
+void summarise(const Options& options, const Plan& plan, const ProgramSet& set, std::int64_t steps,
                StepTotals predicted, const TrainSummary& summary) {
   predicted.flops = flops_of_routed_rows(set, summary.ranks);
   const StepReport report = counted_report(summary);
@@ -135,10 +132,8 @@ void summarise(const Options& options, const System& system, const Plan& plan, c
   } else {
     std::cout << fmt::format("\nloss {:.4f} -> {:.4f} ({:+.1f} %) in {} steps\n", summary.first_loss, summary.last_loss,
                              (summary.last_loss / summary.first_loss - 1) * 100, steps);
-    std::cout << fmt::format("\nPredicted against counted{}\n",
-                             options.rehearse ? fmt::format(", of the program at reduced size (step time: {} against this machine)", system.name)
-                                              : "")
-              << comparison_report(predicted, counted)
+    std::cout << fmt::format("\nPredicted against counted{}\n", options.rehearse ? ", of the program at reduced size" : "")
+              << comparison_report(predicted, counted, options.rehearse ? Times::kLeaveOut : Times::kCompare)
               << (counts_equal(predicted, counted) ? "All counts are equal" : "The counts differ")
               << " (FLOPs at the rows that were routed).\n";
   }
@@ -157,7 +152,7 @@ void summarise(const Options& options, const System& system, const Plan& plan, c
 int run_rank(Options options, const Invocation& invocation) {
   const MpiSession mpi;
   const bool first = mpi.rank() == 0;
-  const TrainingConfig published = read(options, options.stored_plan.has_value() || !first);
+  const TrainingConfig published = read(options, options.started || !first);
   const System system = load_any_system(options.system.system, invocation);
   const std::string chosen = mpi.from_rank_0([&]() -> std::string {
     const ChosenPlan plan = choose_plan(options.plan, true, published, system, options.system.database);
@@ -183,7 +178,7 @@ int run_rank(Options options, const Invocation& invocation) {
   StepTotals predicted;
   if (first) {
     require_dtype(system, DType::kF32);
-    predicted = totals(simulate(set, cost_model(system, set)), plan.mesh);
+    predicted = totals(simulate(set, SystemCostModel(system, set)), plan.mesh);
   }
   Batches data = rank_0_first(mpi.world(), [&] {
     return Batches(open_tokens(options.data, static_cast<int>(config.dimensions.vocab_size), default_cache_folder()),
@@ -204,7 +199,7 @@ int run_rank(Options options, const Invocation& invocation) {
     std::cout << (options.config.json ? to_json(line).dump() : step_text(line)) << std::endl;  // flushed: people watch it
   };
   const TrainSummary summary = train(set, config.model, config, mpi.world(), data, {.steps = steps, .timeline = !options.trace.empty()}, on_step);
-  if (first) summarise(options, system, plan, set, steps, predicted, summary);
+  if (first) summarise(options, plan, set, steps, predicted, summary);
   return kDone;
 }
 
@@ -242,7 +237,8 @@ void add_run(CLI::App& app, Invocation& invocation) {
   command->add_option("--steps", options->steps, "Steps to run; without it training_steps")->type_name("N")->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
   command->add_option("--seed", options->seed, "The same as --set seed=N")->type_name("N");
   command->add_option("--trace", options->trace, "Write the last step, as measured, as a Chrome trace (.json, or .json.gz)")->type_name("FILE");
-  command->add_option("--stored-plan", options->stored_plan, "")->group("");  // of the ranks that this command starts
+  command->add_flag("--started", options->started, "")->group("");
+  command->add_option("--stored-plan", options->stored_plan, "")->group("");
   command->footer(
       "Ranks are started with mpirun, one per device of the plan; under your own mpirun -n N this command is one of them.\n"
       "Without a stored search of this configuration and system, --plan best searches first. Exit code 3: no plan fits.\n"

@@ -13,6 +13,7 @@
 #include "reports/shardings.h"
 #include "reports/trace.h"
 #include "sim/simulate.h"
+#include "sim/system_cost_model.h"
 
 namespace meshwright {
 namespace {
@@ -40,7 +41,7 @@ int run(const Options& options, const Invocation& invocation) {
   const auto faults = verify(programs);
   check(faults.empty(), "the program of {} is wrong: {}", to_text(chosen.plan), faults.empty() ? "" : faults.front());
 
-  const SystemCostModel cost = cost_model(system, programs);
+  const SystemCostModel cost(system, programs);
   if (options.shardings) {
     const Shardings all = shardings(problem.model, problem.shape, chosen.plan, cost.mapping());
     if (options.config.json) std::cout << to_json(all).dump(2) << '\n';
@@ -53,8 +54,6 @@ int run(const Options& options, const Invocation& invocation) {
   const PlanResult result = evaluate_plan(problem, chosen.plan, programs, with_timeline);
 
   const PlanHeading heading{config.name, system.name, system.usable_memory};
-  if (options.config.json) std::cout << plan_json(result, prediction, heading).dump(2) << '\n';
-  else std::cout << plan_report(result, prediction, heading);
   if (!options.trace.empty()) {
     const TraceSize size = write_trace_file(
         options.trace, prediction.report,
@@ -63,6 +62,8 @@ int run(const Options& options, const Invocation& invocation) {
     log_info(fmt::format("{}: {} events of {} stages{}; open it in https://ui.perfetto.dev", options.trace, with_commas(size.events),
                          size.ranks, size.ranks_left_out ? fmt::format(", {} left out", size.ranks_left_out) : ""));
   }
+  if (options.config.json) std::cout << plan_json(result, prediction, heading).dump(2) << '\n';
+  else std::cout << plan_report(result, prediction, heading);
   if (result.peak_memory_bytes <= system.usable_memory.value) return kDone;
   log_warning(fmt::format("the plan does not fit: {} GiB too many", gib({result.peak_memory_bytes - system.usable_memory.value})));
   return kNothingFeasible;

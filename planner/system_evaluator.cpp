@@ -4,59 +4,10 @@
 
 #include <memory>
 
-#include "model/program/op_work.h"
-#include "sim/compute_cost.h"
 #include "sim/simulate.h"
+#include "sim/system_cost_model.h"
 
 namespace meshwright {
-
-Time SystemCostModel::compute(const Op& op, const Piece& piece, const ProgramSet&) const {
-  return to_time(compute_time(system_, work_of(op, piece)));
-}
-
-Time SystemCostModel::collective(const Collective& op, const Piece& piece, const ProgramSet& set) const {
-  return to_time(
-      collective_time(system_, mapping_, op.kind, op.algorithm, op.group, buffer_bytes(op, piece, set.mesh)));
-}
-
-Time SystemCostModel::point_to_point(const View& message, const Piece& piece, const ProgramSet&) const {
-  const std::int64_t size = size_of(piece.tensors[static_cast<std::size_t>(message.tensor)].dtype);
-  return to_time(message_time(system_, mapping_, Bytes{message.rows * message.cols * size}));
-}
-
-AxisTraffic axis_traffic(const ProgramSet& programs) {
-  // Per piece, then per chunk, then per slot: nothing is counted twice.
-  std::vector<AxisTraffic> of_piece(programs.pieces.size());
-  for (std::size_t p = 0; p < programs.pieces.size(); ++p)
-    for (const Op& op : programs.pieces[p].ops) {
-      if (const auto* c = std::get_if<Collective>(&op)) {
-        const std::int64_t passes = c->kind == CollectiveKind::kAllReduce ? 2 : 1;
-        const Bytes moved = passes * buffer_bytes(*c, programs.pieces[p], programs.mesh);
-        if (c->group == Group::kTp) of_piece[p].tp += moved;
-        if (c->group == Group::kDp) of_piece[p].dp += moved;
-      } else if (std::holds_alternative<Send>(op)) {
-        of_piece[p].pp += bytes_sent(op, programs.pieces[p], programs.mesh);
-      }
-    }
-  AxisTraffic sum;
-  for (const Program& stage : programs.stages) {
-    std::vector<std::int64_t> uses(stage.chunks.size());
-    for (const Slot& slot : stage.slots) ++uses[static_cast<std::size_t>(slot.chunk)];
-    for (std::size_t c = 0; c < stage.chunks.size(); ++c)
-      for (const Call& call : stage.chunks[c].calls) {
-        const AxisTraffic& piece = of_piece[static_cast<std::size_t>(call.piece)];
-        sum.tp += uses[c] * piece.tp;
-        sum.dp += uses[c] * piece.dp;
-        sum.pp += uses[c] * piece.pp;
-      }
-  }
-  const auto stages = static_cast<std::int64_t>(programs.stages.size());
-  return {{sum.tp.value / stages}, {sum.dp.value / stages}, {sum.pp.value / stages}};
-}
-
-SystemCostModel cost_model(const System& system, const ProgramSet& programs) {
-  return {system, choose_mapping(system, programs.mesh, axis_traffic(programs))};
-}
 
 Machine machine(const System& system, DType compute, Refuse refuse) {
   require_dtype(system, compute);
@@ -65,7 +16,7 @@ Machine machine(const System& system, DType compute, Refuse refuse) {
           .usable_memory = system.usable_memory,
           .evaluate =
               [kept](const ProgramSet& programs) {
-                const SystemCostModel cost = cost_model(*kept, programs);
+                const SystemCostModel cost(*kept, programs);
                 return Prediction{simulate(programs, cost), cost.mapping().describe()};
               },
           .refuse = std::move(refuse)};

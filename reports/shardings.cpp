@@ -71,13 +71,18 @@ bool is_activation(Frame frame) {
          frame == Frame::kTokens;
 }
 
-// Shapes of the activations of a plan, by piece and tensor.
-std::map<std::pair<std::string, std::string>, Shape> activation_shapes(const ProgramSet& set) {
-  std::map<std::pair<std::string, std::string>, Shape> shapes;
+// Shapes of the activations of a plan, by piece and tensor; a piece may use a name again for a later tensor.
+using ActivationShapes = std::map<std::pair<std::string, std::string>, std::vector<Shape>>;
+ActivationShapes activation_shapes(const ProgramSet& set) {
+  ActivationShapes shapes;
   for (const Piece& piece : set.pieces)
     for (const Tensor& tensor : piece.tensors)
-      if (is_activation(tensor.frame)) shapes.try_emplace({piece.name, tensor.name}, tensor.shape);
+      if (is_activation(tensor.frame)) shapes[{piece.name, tensor.name}].push_back(tensor.shape);
   return shapes;
+}
+
+std::string_view without_ending(std::string_view name, std::string_view ending) {
+  return name.ends_with(ending) ? name.substr(0, name.size() - ending.size()) : name;
 }
 
 // The dimension that is `factor` times larger in `whole`, where all others are equal.
@@ -114,16 +119,21 @@ void add_activations(const ProgramSet& set, const ModelSpec& model, const Traini
   for (std::size_t p = 0; p < set.pieces.size(); ++p) {
     const Piece& piece = set.pieces[p];
     if (!stages_of_piece.contains(static_cast<int>(p))) continue;
+    std::map<std::string, std::size_t> occurrences;
     for (const Tensor& tensor : piece.tensors) {
       if (!is_activation(tensor.frame)) continue;
       TensorSharding row{piece.name + "/" + tensor.name, TensorRole::kActivation, tensor.shape, stages_of_piece[static_cast<int>(p)],
                          kNotCut, kNotCut, tensor.shape, tensor.dtype, {tensor.bytes()}};
-      const auto find = [&](const auto& shapes) -> std::optional<Shape> {
+      const std::size_t occurrence = occurrences[tensor.name]++;
+      if (tensor.name.ends_with(".recv")) {  // a receive buffer is nobody's part of anything
+        out.push_back(std::move(row));
+        continue;
+      }
+      const auto find = [&](const ActivationShapes& shapes) -> std::optional<Shape> {
         auto it = shapes.find({piece.name, tensor.name});
         // This rank's part of a tensor that is whole without tp goes by the whole one's name there.
-        if (it == shapes.end() && tensor.name.ends_with(".own"))
-          it = shapes.find({piece.name, tensor.name.substr(0, tensor.name.size() - 4)});
-        return it == shapes.end() ? std::nullopt : std::optional(it->second);
+        if (it == shapes.end()) it = shapes.find({piece.name, std::string(without_ending(tensor.name, ".own"))});
+        return it == shapes.end() || occurrence >= it->second.size() ? std::nullopt : std::optional(it->second[occurrence]);
       };
       if (const auto larger = find(no_dp))
         if (const auto dim = cut_dimension(*larger, row.global, set.mesh.dp)) {

@@ -56,7 +56,7 @@ bool counts_equal(const StepTotals& a, const StepTotals& b) {
          std::all_of(all.begin(), all.end(), [&](const TrafficKey& key) { return sent(a.traffic, key) == sent(b.traffic, key); });
 }
 
-std::string comparison_report(const StepTotals& predicted, const StepTotals& counted) {
+std::string comparison_report(const StepTotals& predicted, const StepTotals& counted, Times times) {
   Table table({{"of a step", Align::kLeft}, {"predicted"}, {"counted"}, {"", Align::kLeft}});
   const auto add = [&](std::string label, std::int64_t a, std::int64_t b) {
     table.add_row({std::move(label), with_commas(a), with_commas(b), a == b ? "equal" : fmt::format("{:+} counted", b - a)});
@@ -65,10 +65,10 @@ std::string comparison_report(const StepTotals& predicted, const StepTotals& cou
   add("peak bytes of a rank", predicted.peak_bytes.value, counted.peak_bytes.value);
   for (const TrafficKey& key : keys(predicted, counted))
     add(fmt::format("bytes sent, {}", traffic_name(key)), sent(predicted.traffic, key), sent(counted.traffic, key));
-  table.add_row({"step time, ms", milliseconds(predicted.step_time), milliseconds(counted.step_time),
-                 predicted.step_time.value > 0
-                     ? fmt::format("{:.2f} x predicted", counted.step_time.value / predicted.step_time.value)
-                     : ""});
+  if (times == Times::kCompare) {
+    const double ratio = counted.step_time.value / predicted.step_time.value;
+    table.add_row({"step time, ms", milliseconds(predicted.step_time), milliseconds(counted.step_time), fmt::format("{:.2f} x predicted", ratio)});
+  }
   return table.render();
 }
 

@@ -26,8 +26,9 @@ StepTotals totals(const StepReport& report, const MeshShape& mesh);
 OrderedJson to_json(const StepTotals& totals);
 
 // Predicted against counted: a line for FLOPs, peak bytes and each collective and group, and "equal", or the difference.
-// Step times are compared by their ratio.
-std::string comparison_report(const StepTotals& predicted, const StepTotals& counted);
+// Step times are compared by their ratio, or left out where they are of different machines.
+enum class Times : std::uint8_t { kCompare, kLeaveOut };
+std::string comparison_report(const StepTotals& predicted, const StepTotals& counted, Times times = Times::kCompare);
 // Whether all but the step time is equal.
 bool counts_equal(const StepTotals& predicted, const StepTotals& counted);
 

@@ -1,13 +1,17 @@
-# Tests that run on 8 ranks, whatever the number of cores: ranks that wait yield to those that work.
+# Tests that run on 8 and 16 ranks, whatever the number of cores: ranks that wait yield to those that work.
 # MESHWRIGHT_MPI_ARGS: further arguments of mpirun. If the kernel forbids ranks to read each other's memory
 # (process_vm_readv, as some containers do), "--mca;btl_vader_single_copy_mechanism;none".
 set(MESHWRIGHT_MPI_ARGS "" CACHE STRING "Further arguments of mpirun in tests, a list")
 if(TARGET executor_mpi_tests)
   find_program(MPIRUN mpirun REQUIRED)
-  add_test(NAME executor_mpi
-    COMMAND ${MPIRUN} --oversubscribe --bind-to none --mca btl ^openib --mca pml ob1 ${MESHWRIGHT_MPI_ARGS}
-            -n 8 $<TARGET_FILE:executor_mpi_tests>)
-  # OpenMPI does not free all it allocates: no leak check (it is of use in the single-process tests).
-  set_tests_properties(executor_mpi PROPERTIES TIMEOUT 1200 PROCESSORS 2 ENVIRONMENT
-    "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMP_NUM_THREADS=1;OMPI_MCA_mpi_yield_when_idle=1;ASAN_OPTIONS=detect_leaks=0")
+  function(add_mpi_test name ranks filter)
+    add_test(NAME ${name}
+      COMMAND ${MPIRUN} --oversubscribe --bind-to none --mca btl ^openib --mca pml ob1 ${MESHWRIGHT_MPI_ARGS}
+              -n ${ranks} $<TARGET_FILE:executor_mpi_tests> --gtest_filter=${filter})
+    # OpenMPI does not free all it allocates: no leak check (it is of use in the single-process tests).
+    set_tests_properties(${name} PROPERTIES TIMEOUT 1200 PROCESSORS 2 ENVIRONMENT
+      "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMP_NUM_THREADS=1;OMPI_MCA_mpi_yield_when_idle=1;ASAN_OPTIONS=detect_leaks=0")
+  endfunction()
+  add_mpi_test(executor_mpi 8 -Equalities.*)
+  add_mpi_test(executor_mpi.equalities 16 Equalities.*)
 endif()

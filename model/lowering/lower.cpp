@@ -503,14 +503,20 @@ class StageWriter {
       calls.push_back(head);
       if (mesh_.pp > 1) reduce_outside(head_block(set_));
     }
-    // The ring goes on from the forward: layers in reverse, buffers in turn.
-    for (int i = layers_ - 1, turn = 0; i >= 0; --i, ++turn) {
-      const auto& kind = l_.kinds_[l_.kind_of_layer_[first_ + i]];
-      for (const int piece : {kind.gather, kind.backward, kind.reduce_each, last_microbatch ? kind.reduce_last : -1}) {
-        if (piece < 0) continue;
-        calls.push_back(layer_call(piece, i));
-        calls.back().ring = static_cast<std::uint8_t>(turn & 1);
-      }
+    // Layers in reverse. A layer's weights are gathered before the layer behind it runs, so that the gather does not queue
+    // after that layer's reduction on the dp stream, which waits for its backward.
+    const auto add = [&](int i, int piece) {
+      if (i < 0 || piece < 0) return;
+      calls.push_back(layer_call(piece, i));
+      calls.back().ring = static_cast<std::uint8_t>((layers_ - 1 - i) & 1);
+    };
+    const auto kind_of = [&](int i) -> const Lowering::BlockPieces& { return l_.kinds_[l_.kind_of_layer_[first_ + i]]; };
+    add(layers_ - 1, kind_of(layers_ - 1).gather);
+    for (int i = layers_ - 1; i >= 0; --i) {
+      if (i > 0) add(i - 1, kind_of(i - 1).gather);
+      add(i, kind_of(i).backward);
+      add(i, kind_of(i).reduce_each);
+      if (last_microbatch) add(i, kind_of(i).reduce_last);
     }
     if (first()) {
       calls.push_back(call(l_.embed_backward_, embedding_block(set_)));

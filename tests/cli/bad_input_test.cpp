@@ -47,7 +47,7 @@ INSTANTIATE_TEST_SUITE_P(
                     value("model_config.blocks=2.5", "allowed:"),
                     value("model_config.vocab_size=\"many\"", "allowed:"),
                     value("model_config.capacity_factor=0", "allowed:"),
-                    value("model_config.T=512", "model_config.T"),
+                    value("data_config.T=512", "model_config.T"),
                     value("data_config.micro_batch_size=5", "the number of microbatches, not their size"),
                     value("data_config.train_batch_size=-1", "allowed:"),
                     value("lr.min_lr=1", "warm-up"),
@@ -97,7 +97,7 @@ INSTANTIATE_TEST_SUITE_P(
 INSTANTIATE_TEST_SUITE_P(
     CommandLines, BadInput,
     testing::Values(Case{"NoCommand", {}, {"hint: meshwright --help"}},
-                    Case{"UnknownCommand", {"serch", kPublished}, {"serch", "--help"}},
+                    Case{"UnknownCommand", {"serch", kPublished}, {"serch", "did you mean search?", "--help"}},
                     Case{"NoConfiguration", {"params"}, {"CONFIG", "--help"}},
                     Case{"NoSuchConfiguration", {"params", "nowhere.json"}, {"nowhere.json"}},
                     Case{"AFolder", {"params", "/"}, {"/"}},

@@ -49,14 +49,18 @@ inline std::string text_of(const std::filesystem::path& file) {
 inline Outcome meshwright(const std::vector<std::string>& arguments, const TemporaryFolder* folder = nullptr) {
   const TemporaryFolder own;
   const std::filesystem::path at = folder ? folder->path() : own.path();
-  const auto quoted = [](const std::string& word) {
-    std::string text = "'";
-    for (const char c : word) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
-    return text + "'";
+  std::string line = "cd ";
+  const auto add = [&](const std::string& word) {  // quoted for the shell
+    line += '\'';
+    for (const char c : word) line += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    line += "' ";
   };
-  std::string line = "cd " + quoted(at.string()) + " && MESHWRIGHT_CACHE=" + quoted((at / "cache").string()) + " " + quoted(MESHWRIGHT_BINARY);
-  for (const std::string& word : arguments) line += " " + quoted(word);
-  const int status = std::system((line + " >stdout.txt 2>stderr.txt </dev/null").c_str());
+  add(at.string());
+  line += "&& MESHWRIGHT_CACHE=";
+  add((at / "cache").string());
+  add(MESHWRIGHT_BINARY);
+  for (const std::string& word : arguments) add(word);
+  const int status = std::system((line + ">stdout.txt 2>stderr.txt </dev/null").c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), text_of(at / "stdout.txt"), text_of(at / "stderr.txt")};
 }
 

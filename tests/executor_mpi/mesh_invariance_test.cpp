@@ -151,7 +151,9 @@ void expect_single_rank_training(double tolerance) {
   std::vector<RoutingRecord> routing(kSteps);
   const Outcome<Real> single = run<Real>(c, Plan{}, kSteps, &routing);
   broadcast(routing);
-  if (!single.losses.empty()) EXPECT_LT(single.losses.back(), single.losses.front()) << "it should learn";
+  if (!single.losses.empty()) {
+    EXPECT_LT(single.losses.back(), single.losses.front()) << "it should learn";
+  }
   for (const Plan& plan : long_plans()) {
     SCOPED_TRACE(to_text(plan));
     if (failed_anywhere()) return;

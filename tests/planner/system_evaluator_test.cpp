@@ -1,4 +1,5 @@
 #include "planner/system_evaluator.h"
+#include "sim/system_cost_model.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -68,7 +68,8 @@ TEST(Trace, EveryOperationIsAnEventWithItsTimeInMicroseconds) {
 
 TEST(Trace, AnArrowJoinsEachSendToItsReceive) {
   std::map<int, std::set<std::string>> ends;
-  for (const auto& e : traced(two_stages()).at("traceEvents"))
+  const auto trace = traced(two_stages());
+  for (const auto& e : trace.at("traceEvents"))
     if (e.at("ph") == "s" || e.at("ph") == "f") {
       ends[e.at("id")].insert(e.at("ph"));
       const bool first_message = e.at("id") == 0;

@@ -1,0 +1,61 @@
+#include "reports/step_totals.h"
+
+#include <gtest/gtest.h>
+
+#include "reports/run_report.h"
+
+namespace meshwright {
+namespace {
+
+RankReport stage(int pp, std::int64_t flops, std::int64_t peak, std::int64_t sent) {
+  RankReport r{.rank = {0, pp, 0}};
+  r.executed_flops = {flops};
+  r.peak_bytes = {peak};
+  r.traffic[{"all-gather", "dp"}] = {sent};
+  return r;
+}
+
+TEST(StepTotals, OneRankPerStageStandsForAllOfItsStage) {
+  const MeshShape mesh{4, 2, 1};
+  const StepTotals sum = totals({{0.5}, {stage(0, 100, 7, 10), stage(1, 200, 9, 20)}}, mesh);
+  EXPECT_EQ(sum.flops, 4 * (100 + 200));
+  EXPECT_EQ(sum.peak_bytes.value, 9);
+  EXPECT_EQ(sum.traffic.at({"all-gather", "dp"}).value, 4 * 30);
+}
+
+TEST(StepTotals, AReportOfSomeOtherNumberOfRanksIsOurMistake) {
+  EXPECT_THROW(totals({{0.5}, {stage(0, 1, 1, 1)}}, {1, 2, 1}), std::logic_error);
+}
+
+TEST(StepTotals, ComparisonNamesWhatDiffersAndByHowMuch) {
+  StepTotals a = totals({{0.2}, {stage(0, 1000, 64, 10)}}, {1, 1, 1}), b = a;
+  b.step_time = {0.3};
+  EXPECT_TRUE(counts_equal(a, b));
+  b.traffic[{"all-gather", "dp"}] = {12};
+  EXPECT_FALSE(counts_equal(a, b));
+  EXPECT_EQ(comparison_report(a, b),
+            "of a step                       predicted  counted\n"
+            "────────────────────────────────────────────────────────────────────\n"
+            "FLOPs, all ranks                    1,000    1,000  equal\n"
+            "peak bytes of a rank                   64       64  equal\n"
+            "bytes sent, all-gather over dp         10       12  +2 counted\n"
+            "step time, ms                       200.0    300.0  1.50 x predicted\n");
+}
+
+TEST(StepTotals, AGroupThatSendsNothingIsTheSameAsNone) {
+  StepTotals a = totals({{0.2}, {stage(0, 1, 1, 0)}}, {1, 1, 1}), b = a;
+  b.traffic.clear();
+  EXPECT_TRUE(counts_equal(a, b));
+}
+
+TEST(StepLine, ColumnsStandUnderTheirHeadings) {
+  const StepLine line{.step = 7, .steps = 300, .loss = 6.5, .cross_entropy = 6.4, .balance_loss = 2, .gradient_norm = 1.25,
+                      .learning_rate = 3e-4, .tokens_per_s = 12345.6, .predicted_step_time = {0.2}, .step_time = {0.21}, .peak_memory = {3 << 20}};
+  EXPECT_EQ(step_heading(),
+            "       step      loss  cross-e.   balance  grad norm         lr   tokens/s   pred. ms    step ms   peak MiB");
+  EXPECT_EQ(step_text(line),
+            "      7/300    6.5000    6.4000    2.0000       1.25  3.000e-04     12,346      200.0      210.0        3.0");
+}
+
+}  // namespace
+}  // namespace meshwright
