@@ -24,7 +24,8 @@ struct Options {
 // On every rank that measures.
 int measure(const std::filesystem::path& file) {
   const MpiSession mpi;
-  const nlohmann::ordered_json system = calibrate(mpi.world(), [](const std::string& what) { log_info("measuring: " + what); });
+  const nlohmann::ordered_json system =
+      calibrate(mpi.world(), [](const std::string& what) { log_info("measuring: " + what); });
   if (mpi.rank() != 0) return kDone;
   write_atomically(file, [&](const std::filesystem::path& temporary) {
     std::ofstream out(temporary);

@@ -20,7 +20,8 @@ namespace meshwright {
 
 void add_config_options(CLI::App& command, ConfigOptions& options) {
   command.add_option("CONFIG", options.file, "Training configuration (JSON, JAXformer's schema)")->required();
-  command.add_option("--set", options.overrides, "Override a key of the configuration, such as lr.max_lr=1e-3; repeatable")
+  command
+      .add_option("--set", options.overrides, "Override a key of the configuration, such as lr.max_lr=1e-3; repeatable")
       ->type_name("KEY=VALUE")
       ->take_all()
       ->expected(1);
@@ -32,7 +33,9 @@ void add_system_options(CLI::App& command, SystemOptions& options) {
   command.add_option("--system", options.system, "Machine: a name and slice (v4:2x4x4), local, or a JSON file")
       ->type_name("SYSTEM")
       ->required();
-  command.add_option("--db", options.database, "Database of searches and runs")->type_name("FILE")->capture_default_str();
+  command.add_option("--db", options.database, "Database of searches and runs")
+      ->type_name("FILE")
+      ->capture_default_str();
 }
 
 void add_plan_option(CLI::App& command, std::string& plan, const std::string& meaning) {
@@ -90,7 +93,8 @@ System load_any_system(const std::string& spec, const Invocation& invocation) {
   const std::filesystem::path file = calibration_file();
   if (!std::filesystem::exists(file)) {
     if (is_started_rank())
-      throw InputError(Diagnostic{"--system", "", "\"local\"", "a machine that was measured", "run `meshwright calibrate` once, without mpirun"});
+      throw InputError(Diagnostic{"--system", "", "\"local\"", "a machine that was measured",
+                                  "run `meshwright calibrate` once, without mpirun"});
     if (const int code = calibrate_machine(invocation); code != kDone)
       throw std::runtime_error(fmt::format("the calibration ended with exit code {}", code));
   }
@@ -106,7 +110,8 @@ DType compute_type(const TrainingConfig& config, const System& system) {
 
 Problem make_problem(const TrainingConfig& config, const System& system, DType compute) {
   if (const auto missing = not_lowerable(config.model))
-    throw InputError(Diagnostic{config.name, "model_config", "", "a model of latent attention", fmt::format("{} can't be planned yet", *missing)});
+    throw InputError(Diagnostic{config.name, "model_config", "", "a model of latent attention",
+                                fmt::format("{} can't be planned yet", *missing)});
   return {config.model,
           {.sequences = config.sequences_per_step(), .tokens = config.sequence_length, .compute = compute},
           system.devices()};
@@ -123,13 +128,13 @@ std::int64_t search_and_store(const TrainingConfig& config, const System& system
   const Problem problem = make_problem(config, system, compute);
   {
     ProgressLine line;
-    result = search(problem, machine(system, compute),
-                    {.progress = [&](const SearchProgress& p) {
-                      line.show(fmt::format("{} of {} plans, {} too large{}", p.evaluated, p.total, p.too_large,
-                                            p.best ? fmt::format("; best {} ms: {}", milliseconds({p.best->step_time_s}),
-                                                                 to_text(p.best->plan))
-                                                   : ""));
-                    }});
+    result = search(
+        problem, machine(system, compute), {.progress = [&](const SearchProgress& p) {
+          line.show(fmt::format(
+              "{} of {} plans, {} too large{}", p.evaluated, p.total, p.too_large,
+              p.best ? fmt::format("; best {} ms: {}", milliseconds({p.best->step_time_s}), to_text(p.best->plan))
+                     : ""));
+        }});
   }
   return store.save(search_key(config, system), result);
 }
@@ -147,24 +152,28 @@ ChosenPlan best_plan(bool runnable_only, const TrainingConfig& config, const Sys
   const auto chosen = runnable_only ? store.best_runnable(*search) : best;
   if (!chosen) return {.none_fits = true};
   if (chosen->id != best->id) {
-    log_warning(fmt::format("passed over {} ({} ms a step): {}", to_text(best->result.plan), milliseconds({best->result.step_time_s}),
-                            best->result.not_runnable));
+    log_warning(fmt::format("passed over {} ({} ms a step): {}", to_text(best->result.plan),
+                            milliseconds({best->result.step_time_s}), best->result.not_runnable));
   }
   return {chosen->result.plan, chosen->id};
 }
 
-ChosenPlan stored_plan(std::int64_t id, const TrainingConfig& config, const System& system, const std::filesystem::path& database) {
+ChosenPlan stored_plan(std::int64_t id, const TrainingConfig& config, const System& system,
+                       const std::filesystem::path& database) {
   std::optional<Store> store;
   if (std::filesystem::exists(database)) store.emplace(database, Store::Access::kRead);
   const auto stored = store ? store->plan(id) : std::nullopt;
   if (!stored) {
-    throw InputError(Diagnostic{"--plan", "", fmt::format("{}", id), fmt::format("the id of a plan in {}", database.string()), "`meshwright search` stores plans and prints the id of the best"});
+    throw InputError(Diagnostic{"--plan", "", fmt::format("{}", id),
+                                fmt::format("the id of a plan in {}", database.string()),
+                                "`meshwright search` stores plans and prints the id of the best"});
   }
   const auto search = store->search(stored->search);
   if (!search || search->key != search_key(config, system)) {
-    throw InputError(Diagnostic{"--plan", "", fmt::format("{}", id), "a plan that was found for this configuration and system",
-                      fmt::format("it was found for another one on {}; give the plan itself: {}", search ? search->key.system : "?",
-                                  to_text(stored->result.plan))});
+    throw InputError(Diagnostic{"--plan", "", fmt::format("{}", id),
+                                "a plan that was found for this configuration and system",
+                                fmt::format("it was found for another one on {}; give the plan itself: {}",
+                                            search ? search->key.system : "?", to_text(stored->result.plan))});
   }
   return {stored->result.plan, id};
 }
@@ -173,7 +182,8 @@ void refuse_illegal(const Plan& plan, const TrainingConfig& config, const System
   std::vector<Diagnostic> faults;
   const std::string text = to_text(plan);
   if (plan.mesh.ranks() != system.devices()) {
-    faults.push_back({"--plan", "mesh", to_string(plan.mesh), fmt::format("a mesh of {} ranks, the devices of {}", system.devices(), system.name),
+    faults.push_back({"--plan", "mesh", to_string(plan.mesh),
+                      fmt::format("a mesh of {} ranks, the devices of {}", system.devices(), system.name),
                       fmt::format("this one has {}", plan.mesh.ranks())});
   }
   const Problem problem = make_problem(config, system, compute_type(config, system));
@@ -190,7 +200,8 @@ ChosenPlan choose_plan(const std::string& text, bool runnable_only, const Traini
     Store store(database);
     return best_plan(runnable_only, config, system, store);
   }
-  const bool is_id = !text.empty() && text.size() <= 18 && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+  const bool is_id = !text.empty() && text.size() <= 18 &&
+                     std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
   if (is_id) return stored_plan(std::stoll(text), config, system, database);
   const Plan plan = text == "published" ? published_plan(config) : parse_plan(text);
   refuse_illegal(plan, config, system);

@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <exception>
 #include <cstdlib>
+#include <exception>
 #include <iostream>
 #include <optional>
 #include <string>
@@ -38,18 +38,20 @@ int fail(int code, const std::string& message) {
 std::optional<std::string> unknown_command(const CLI::App& app, int argc, char** argv) {
   if (argc < 2 || argv[1][0] == '-') return std::nullopt;
   std::vector<std::string> names;
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) names.push_back(command->get_name());
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(command->get_name());
   if (std::find(names.begin(), names.end(), argv[1]) != names.end()) return std::nullopt;
   const auto near = nearest_word(argv[1], names);
-  return fmt::format("command line: no command {}: allowed: {}; hint: {}meshwright --help\n", argv[1], fmt::join(names, ", "),
-                     near ? fmt::format("did you mean {}? See ", *near) : "");
+  return fmt::format("command line: no command {}: allowed: {}; hint: {}meshwright --help\n", argv[1],
+                     fmt::join(names, ", "), near ? fmt::format("did you mean {}? See ", *near) : "");
 }
 
 int main(int argc, char** argv) {
   spdlog::set_default_logger(spdlog::stderr_color_mt("meshwright"));
   spdlog::set_pattern("%^%l%$: %v");
 
-  CLI::App app{"Finds the parallel plan to train a transformer with, says how fast it will be, and runs it.", "meshwright"};
+  CLI::App app{"Finds the parallel plan to train a transformer with, says how fast it will be, and runs it.",
+               "meshwright"};
   app.require_subcommand(1);
   app.footer(
       "Exit codes: 0 done; 1 internal error; 2 bad input (each fault on stderr with path, value and hint);\n"
@@ -73,7 +75,8 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);  // --help
     if (const auto unknown = unknown_command(app, argc, argv)) return fail(kBadInput, *unknown);
-    return fail(kBadInput, fmt::format("command line: {}; hint: meshwright --help, or meshwright COMMAND --help\n", error.what()));
+    return fail(kBadInput,
+                fmt::format("command line: {}; hint: meshwright --help, or meshwright COMMAND --help\n", error.what()));
   }
   try {
     const int code = invocation.run();

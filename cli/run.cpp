@@ -68,7 +68,8 @@ void keep_record(const TrainingConfig& config, const Plan& plan, const std::stri
       out << content.dump(2) << '\n';
       out.close();
       if (!out) {
-        throw InputError(Diagnostic{config.name, "output_dir", config.output_dir, "a directory that can be written", "--set output_dir=runs/"});
+        throw InputError(Diagnostic{config.name, "output_dir", config.output_dir, "a directory that can be written",
+                                    "--set output_dir=runs/"});
       }
     });
   };
@@ -82,10 +83,11 @@ int start_ranks(const Options& options, const TrainingConfig& config, const Syst
   const Plan& plan = chosen.plan;
   const int ranks = plan.mesh.ranks(), cores = available_cores();
   log_info(fmt::format("{}{} on {} ranks", options.rehearse ? "rehearsing " : "", to_text(plan), ranks));
-  if (ranks > cores) log_warning(fmt::format("{} ranks share {} cores: step times say nothing about {}", ranks, cores, system.name));
-  std::vector<std::string> command{invocation.command.front(), "run", options.config.file, "--system", options.system.system,
-                                   "--plan", to_text(plan), "--db", options.system.database,
-                                   "--started"};
+  if (ranks > cores)
+    log_warning(fmt::format("{} ranks share {} cores: step times say nothing about {}", ranks, cores, system.name));
+  std::vector<std::string> command{invocation.command.front(), "run",      options.config.file, "--system",
+                                   options.system.system,      "--plan",   to_text(plan),       "--db",
+                                   options.system.database,    "--started"};
   const auto add = [&](std::initializer_list<std::string> words) { command.insert(command.end(), words); };
   for (const std::string& assignment : options.config.overrides) add({"--set", assignment});
   if (!options.data.empty()) add({"--data", options.data});
@@ -105,7 +107,8 @@ int start_ranks(const Options& options, const TrainingConfig& config, const Syst
 double flops_of_routed_rows(const ProgramSet& set, const std::vector<RankCount>& ranks) {
   double sum = 0;
   for (const RankCount& rank : ranks)
-    sum += static_cast<double>(program_flops(set, set.stages[static_cast<std::size_t>(rank.report.rank.pp)], rank.routed_rows).value);
+    sum += static_cast<double>(
+        program_flops(set, set.stages[static_cast<std::size_t>(rank.report.rank.pp)], rank.routed_rows).value);
   return sum;
 }
 
@@ -132,7 +135,8 @@ void summarise(const Options& options, const Plan& plan, const ProgramSet& set, 
   } else {
     std::cout << fmt::format("\nloss {:.4f} -> {:.4f} ({:+.1f} %) in {} steps\n", summary.first_loss, summary.last_loss,
                              (summary.last_loss / summary.first_loss - 1) * 100, steps);
-    std::cout << fmt::format("\nPredicted against counted{}\n", options.rehearse ? ", of the program at reduced size" : "")
+    std::cout << fmt::format("\nPredicted against counted{}\n",
+                             options.rehearse ? ", of the program at reduced size" : "")
               << comparison_report(predicted, counted, options.rehearse ? Times::kLeaveOut : Times::kCompare)
               << (counts_equal(predicted, counted) ? "All counts are equal" : "The counts differ")
               << " (FLOPs at the rows that were routed).\n";
@@ -145,7 +149,8 @@ void summarise(const Options& options, const Plan& plan, const ProgramSet& set, 
     const auto figures = [](const StepTotals& t) {
       return RunFigures{t.step_time.value, t.flops, all_bytes(t.traffic), t.peak_bytes.value};
     };
-    Store(options.system.database).save(StoredRun{*options.stored_plan, "", steps, figures(predicted), figures(counted)});
+    Store(options.system.database)
+        .save(StoredRun{*options.stored_plan, "", steps, figures(predicted), figures(counted)});
   }
 }
 
@@ -173,7 +178,8 @@ int run_rank(Options options, const Invocation& invocation) {
   const TrainingConfig config = options.rehearse ? rehearsal(published, plan) : published;
   const Problem problem = make_problem(config, system, DType::kF32);
   const ProgramSet set = lower(problem.model, problem.shape, plan, stages);
-  if (const auto faults = verify(set); !faults.empty()) check(false, "the program of {} is wrong: {}", chosen, faults.front());
+  if (const auto faults = verify(set); !faults.empty())
+    check(false, "the program of {} is wrong: {}", chosen, faults.front());
 
   StepTotals predicted;
   if (first) {
@@ -182,23 +188,35 @@ int run_rank(Options options, const Invocation& invocation) {
   }
   Batches data = rank_0_first(mpi.world(), [&] {
     return Batches(open_tokens(options.data, static_cast<int>(config.dimensions.vocab_size), default_cache_folder()),
-                   {.microbatches = set.step.microbatches, .dp = plan.mesh.dp, .batch = set.step.microbatch, .tokens = set.step.tokens});
+                   {.microbatches = set.step.microbatches,
+                    .dp = plan.mesh.dp,
+                    .batch = set.step.microbatch,
+                    .tokens = set.step.tokens});
   });
 
   const std::int64_t steps = options.steps_of(config);
   if (first && !options.config.json) {
     std::cout << fmt::format("{}: {} parameters, {} tokens a step, {} ranks, f32\n{}\n", config.name,
-                             with_commas(count_parameters(config.model).total()), with_commas(set.step.sequences * set.step.tokens),
-                             plan.mesh.ranks(), step_heading());
+                             with_commas(count_parameters(config.model).total()),
+                             with_commas(set.step.sequences * set.step.tokens), plan.mesh.ranks(), step_heading());
   }
   const auto on_step = [&](const TrainedStep& s) {
-    const StepLine line{.step = s.step + 1, .steps = steps, .loss = s.result.loss, .cross_entropy = s.result.cross_entropy,
-                        .balance_loss = s.result.balance, .gradient_norm = s.result.gradient_norm, .learning_rate = s.learning_rate,
+    const StepLine line{.step = s.step + 1,
+                        .steps = steps,
+                        .loss = s.result.loss,
+                        .cross_entropy = s.result.cross_entropy,
+                        .balance_loss = s.result.balance,
+                        .gradient_norm = s.result.gradient_norm,
+                        .learning_rate = s.learning_rate,
                         .tokens_per_s = static_cast<double>(set.step.sequences * set.step.tokens) / s.seconds,
-                        .predicted_step_time = predicted.step_time, .step_time = {s.seconds}, .peak_memory = {s.peak_bytes}};
-    std::cout << (options.config.json ? to_json(line).dump() : step_text(line)) << std::endl;  // flushed: people watch it
+                        .predicted_step_time = predicted.step_time,
+                        .step_time = {s.seconds},
+                        .peak_memory = {s.peak_bytes}};
+    std::cout << (options.config.json ? to_json(line).dump() : step_text(line))
+              << std::endl;  // flushed: people watch it
   };
-  const TrainSummary summary = train(set, config.model, config, mpi.world(), data, {.steps = steps, .timeline = !options.trace.empty()}, on_step);
+  const TrainSummary summary = train(set, config.model, config, mpi.world(), data,
+                                     {.steps = steps, .timeline = !options.trace.empty()}, on_step);
   if (first) summarise(options, plan, set, steps, predicted, summary);
   return kDone;
 }
@@ -211,19 +229,22 @@ int run(const Options& options, const Invocation& invocation) {
   require_dtype(system, DType::kF32);
   const ChosenPlan chosen = choose_plan(options.plan, true, config, system, options.system.database);
   if (chosen.none_fits) {
-    log_warning(fmt::format("no plan of {} fits on {}: `meshwright search` says by how much", config.name, system.name));
+    log_warning(
+        fmt::format("no plan of {} fits on {}: `meshwright search` says by how much", config.name, system.name));
     return kNothingFeasible;
   }
   if (!options.data.empty() && !std::filesystem::exists(options.data))
     throw InputError(Diagnostic{"--data", "", Json(options.data).dump(-1, ' ', false, Json::error_handler_t::replace),
-                                "a text file, a .npy file, or a folder of .npy files", "there is nothing of this name"});
+                                "a text file, a .npy file, or a folder of .npy files",
+                                "there is nothing of this name"});
   return start_ranks(options, config, system, chosen, invocation);
 }
 
 }  // namespace
 
 void add_run(CLI::App& app, Invocation& invocation) {
-  CLI::App* command = app.add_subcommand("run", "Execute a plan's program over MPI: train, or rehearse at reduced size");
+  CLI::App* command =
+      app.add_subcommand("run", "Execute a plan's program over MPI: train, or rehearse at reduced size");
   const auto options = std::make_shared<Options>();
   add_config_options(*command, options->config);
   add_system_options(*command, options->system);
@@ -231,17 +252,27 @@ void add_run(CLI::App& app, Invocation& invocation) {
                   "best (of those that can be run), the id of a stored plan, published, or a plan as "
                   "8x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full");
   command->add_flag("--rehearse", options->rehearse,
-                    "At reduced width, vocabulary, sequence length and batch: same mesh, layers, microbatches and collectives; 3 steps");
-  command->add_option("--data", options->data, "Text, a .npy file of tokens, or a folder of them; without it the World English Bible")
+                    "At reduced width, vocabulary, sequence length and batch: same mesh, layers, microbatches and "
+                    "collectives; 3 steps");
+  command
+      ->add_option("--data", options->data,
+                   "Text, a .npy file of tokens, or a folder of them; without it the World English Bible")
       ->type_name("FILE");
-  command->add_option("--steps", options->steps, "Steps to run; without it training_steps")->type_name("N")->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
+  command->add_option("--steps", options->steps, "Steps to run; without it training_steps")
+      ->type_name("N")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
   command->add_option("--seed", options->seed, "The same as --set seed=N")->type_name("N");
-  command->add_option("--trace", options->trace, "Write the last step, as measured, as a Chrome trace (.json, or .json.gz)")->type_name("FILE");
+  command
+      ->add_option("--trace", options->trace,
+                   "Write the last step, as measured, as a Chrome trace (.json, or .json.gz)")
+      ->type_name("FILE");
   command->add_flag("--started", options->started, "")->group("");
   command->add_option("--stored-plan", options->stored_plan, "")->group("");
   command->footer(
-      "Ranks are started with mpirun, one per device of the plan; under your own mpirun -n N this command is one of them.\n"
-      "Without a stored search of this configuration and system, --plan best searches first. Exit code 3: no plan fits.\n"
+      "Ranks are started with mpirun, one per device of the plan; under your own mpirun -n N this command is one of "
+      "them.\n"
+      "Without a stored search of this configuration and system, --plan best searches first. Exit code 3: no plan "
+      "fits.\n"
       "With --json: a line per step, then one with predicted and counted.\n"
       "Examples:\n"
       "  meshwright run configs/moe-small.json --system local --plan best\n"

@@ -1,4 +1,6 @@
 // meshwright simulate: one plan in detail.
+#include "sim/simulate.h"
+
 #include <fmt/format.h>
 
 #include <iostream>
@@ -12,7 +14,6 @@
 #include "reports/plan_report.h"
 #include "reports/shardings.h"
 #include "reports/trace.h"
-#include "sim/simulate.h"
 #include "sim/system_cost_model.h"
 
 namespace meshwright {
@@ -32,7 +33,8 @@ int run(const Options& options, const Invocation& invocation) {
   const System system = load_any_system(options.system.system, invocation);
   const ChosenPlan chosen = choose_plan(options.plan, false, config, system, options.system.database);
   if (chosen.none_fits) {
-    log_warning(fmt::format("no plan of {} fits on {}: `meshwright search` says by how much", config.name, system.name));
+    log_warning(
+        fmt::format("no plan of {} fits on {}: `meshwright search` says by how much", config.name, system.name));
     return kNothingFeasible;
   }
   const DType compute = compute_type(config, system);
@@ -44,8 +46,10 @@ int run(const Options& options, const Invocation& invocation) {
   const SystemCostModel cost(system, programs);
   if (options.shardings) {
     const Shardings all = shardings(problem.model, problem.shape, chosen.plan, cost.mapping());
-    if (options.config.json) std::cout << to_json(all).dump(2) << '\n';
-    else std::cout << shardings_report(all);
+    if (options.config.json)
+      std::cout << to_json(all).dump(2) << '\n';
+    else
+      std::cout << shardings_report(all);
     return kDone;
   }
   const Prediction prediction{simulate(programs, cost, {.timeline = true}), cost.mapping().describe()};
@@ -57,36 +61,45 @@ int run(const Options& options, const Invocation& invocation) {
   if (!options.trace.empty()) {
     const TraceSize size = write_trace_file(
         options.trace, prediction.report,
-        {.title = fmt::format("{} on {}, {}, simulated", config.name, system.name, to_text(chosen.plan)), .mesh = chosen.plan.mesh,
+        {.title = fmt::format("{} on {}, {}, simulated", config.name, system.name, to_text(chosen.plan)),
+         .mesh = chosen.plan.mesh,
          .one_rank_per_stage = true});
-    log_info(fmt::format("{}: {} events of {} stages{}; open it in https://ui.perfetto.dev", options.trace, with_commas(size.events),
-                         size.ranks, size.ranks_left_out ? fmt::format(", {} left out", size.ranks_left_out) : ""));
+    log_info(fmt::format("{}: {} events of {} stages{}; open it in https://ui.perfetto.dev", options.trace,
+                         with_commas(size.events), size.ranks,
+                         size.ranks_left_out ? fmt::format(", {} left out", size.ranks_left_out) : ""));
   }
-  if (options.config.json) std::cout << plan_json(result, prediction, heading).dump(2) << '\n';
-  else std::cout << plan_report(result, prediction, heading);
+  if (options.config.json)
+    std::cout << plan_json(result, prediction, heading).dump(2) << '\n';
+  else
+    std::cout << plan_report(result, prediction, heading);
   if (result.peak_memory_bytes <= system.usable_memory.value) return kDone;
-  log_warning(fmt::format("the plan does not fit: {} GiB too many", gib({result.peak_memory_bytes - system.usable_memory.value})));
+  log_warning(fmt::format("the plan does not fit: {} GiB too many",
+                          gib({result.peak_memory_bytes - system.usable_memory.value})));
   return kNothingFeasible;
 }
 
 }  // namespace
 
 void add_simulate(CLI::App& app, Invocation& invocation) {
-  CLI::App* command = app.add_subcommand("simulate", "One plan in detail: time, memory, communication; traces and shardings");
+  CLI::App* command =
+      app.add_subcommand("simulate", "One plan in detail: time, memory, communication; traces and shardings");
   const auto options = std::make_shared<Options>();
   add_config_options(*command, options->config);
   add_system_options(*command, options->system);
   add_plan_option(*command, options->plan,
                   "best, the id of a stored plan, published (the configuration's own mesh), or a plan as "
                   "8x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full");
-  command->add_option("--trace", options->trace, "Write the step as a Chrome trace (.json, or .json.gz)")->type_name("FILE");
-  command->add_flag("--shardings", options->shardings, "List how every tensor is cut, and where every rank runs, instead");
+  command->add_option("--trace", options->trace, "Write the step as a Chrome trace (.json, or .json.gz)")
+      ->type_name("FILE");
+  command->add_flag("--shardings", options->shardings,
+                    "List how every tensor is cut, and where every rank runs, instead");
   command->footer(
       "Exit code 3: the plan does not fit in memory.\n"
       "Examples:\n"
       "  meshwright simulate configs/jaxformer-moe1b.json --system v4:2x4x4\n"
       "  meshwright simulate configs/jaxformer-moe1b.json --system v4:2x4x4 --plan best --trace step.json.gz\n"
-      "  meshwright simulate configs/jaxformer-moe1b.json --system v4:2x4x4 --plan 16x1x2,microbatches=4,fsdp=1 --shardings");
+      "  meshwright simulate configs/jaxformer-moe1b.json --system v4:2x4x4 --plan 16x1x2,microbatches=4,fsdp=1 "
+      "--shardings");
   command->callback([=, &invocation] { invocation.run = [=, &invocation] { return run(*options, invocation); }; });
 }
 

@@ -24,7 +24,8 @@ std::string si(double value) {
 }  // namespace
 
 std::string with_commas(std::int64_t count) {
-  std::string digits = fmt::format("{}", count < 0 ? 0 - static_cast<std::uint64_t>(count) : static_cast<std::uint64_t>(count));
+  std::string digits =
+      fmt::format("{}", count < 0 ? 0 - static_cast<std::uint64_t>(count) : static_cast<std::uint64_t>(count));
   for (std::size_t at = digits.size(); at > 3;) digits.insert(at -= 3, 1, ',');
   return count < 0 ? "-" + digits : digits;
 }

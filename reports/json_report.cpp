@@ -9,8 +9,10 @@ namespace meshwright {
 OrderedJson to_json(const PlanResult& result) {
   OrderedJson out = OrderedJson::object();
   visit_fields(result, [&](std::string_view key, const auto& value) {
-    if constexpr (std::is_enum_v<std::remove_cvref_t<decltype(value)>>) out[std::string(key)] = name(value);
-    else out[std::string(key)] = value;
+    if constexpr (std::is_enum_v<std::remove_cvref_t<decltype(value)>>)
+      out[std::string(key)] = name(value);
+    else
+      out[std::string(key)] = value;
   });
   out["plan"] = to_text(result.plan);
   return out;

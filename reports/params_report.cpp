@@ -30,8 +30,9 @@ struct LayerKind {
 
   std::vector<ModuleLine> lines() const {
     const LayerParameters& p = parameters;
-    std::vector<ModuleLine> lines{{"norms", "norms", p.norms, p.norms, {}},
-                                  {"attention", "attention", p.attention, p.attention, flops.projections + flops.scores}};
+    std::vector<ModuleLine> lines{
+        {"norms", "norms", p.norms, p.norms, {}},
+        {"attention", "attention", p.attention, p.attention, flops.projections + flops.scores}};
     if (p.ffn) lines.push_back({"ffn", "feed-forward", p.ffn, p.ffn, flops.ffn});
     if (p.shared) lines.push_back({"shared", "shared experts", p.shared, p.shared, flops.shared});
     if (p.router) lines.push_back({"router", "router", p.router, p.router, flops.router});
@@ -75,18 +76,25 @@ std::string params_report(const ModelSpec& model, std::int64_t tokens, std::int6
   text += fmt::format("width {}, {} layers, {} tokens in the vocabulary, sequences of {} tokens\n\n", model.width,
                       model.layers.size(), with_commas(model.vocab), with_commas(tokens));
 
-  Table table({{"", Align::kLeft}, {"parameters"}, {"active"}, {"forward GFLOP\na sequence"}, {"layers"}, {"parameters\nof all"}});
+  Table table({{"", Align::kLeft},
+               {"parameters"},
+               {"active"},
+               {"forward GFLOP\na sequence"},
+               {"layers"},
+               {"parameters\nof all"}});
   const auto gflop = [](Flops f) { return fmt::format("{:.3f}", static_cast<double>(f.value) * 1e-9); };
   for (const LayerKind& kind : layer_kinds(model, count, tokens)) {
     table.add_row({describe(kind.layer), with_commas(kind.parameters.total()), with_commas(kind.parameters.active()),
-                   gflop(kind.flops.total()), with_commas(kind.count), with_commas(kind.count * kind.parameters.total())});
+                   gflop(kind.flops.total()), with_commas(kind.count),
+                   with_commas(kind.count * kind.parameters.total())});
     for (const ModuleLine& line : kind.lines())
       table.add_row({fmt::format("  {}", line.label), with_commas(line.parameters), with_commas(line.active),
                      gflop(line.forward), "", with_commas(kind.count * line.parameters)});
   }
   table.add_rule();
   const auto outside = [&](std::string label, std::int64_t parameters, Flops flops) {
-    table.add_row({std::move(label), with_commas(parameters), "", flops.value ? gflop(flops) : "", "", with_commas(parameters)});
+    table.add_row(
+        {std::move(label), with_commas(parameters), "", flops.value ? gflop(flops) : "", "", with_commas(parameters)});
   };
   const Flops logits = logits_forward_flops(model, tokens);
   outside(model.tied_embedding ? "embedding, also the logits'" : "embedding", count.embedding,
@@ -99,8 +107,9 @@ std::string params_report(const ModelSpec& model, std::int64_t tokens, std::int6
                  with_commas(static_cast<std::int64_t>(model.layers.size())), with_commas(count.total())});
   text += table.render();
   const double step = model_flops(model, tokens, sequences);
-  text += fmt::format("\nA step of {} sequences, {} tokens: {} (3 x forward; causal attention at half, no recomputation).\n",
-                      with_commas(sequences), with_commas(sequences * tokens), flops_text(step));
+  text += fmt::format(
+      "\nA step of {} sequences, {} tokens: {} (3 x forward; causal attention at half, no recomputation).\n",
+      with_commas(sequences), with_commas(sequences * tokens), flops_text(step));
   text += "Active: layers only, the chosen and the shared experts. FLOPs: matrix multiply-adds, 2 each.\n";
   return text;
 }
@@ -116,8 +125,11 @@ OrderedJson params_json(const ModelSpec& model, std::int64_t tokens, std::int64_
   out["tokens_per_step"] = sequences * tokens;
   std::int64_t layers = 0;
   for (const LayerParameters& layer : count.layers) layers += layer.total();
-  out["parameters"] = {{"embedding", count.embedding}, {"positions", count.positions}, {"layers", layers},
-                       {"final_norm", count.final_norm}, {"head", count.head}};
+  out["parameters"] = {{"embedding", count.embedding},
+                       {"positions", count.positions},
+                       {"layers", layers},
+                       {"final_norm", count.final_norm},
+                       {"head", count.head}};
   out["layers"] = OrderedJson::array();
   for (const LayerKind& kind : layer_kinds(model, count, tokens)) {
     OrderedJson entry{{"kind", describe(kind.layer)},
@@ -127,7 +139,8 @@ OrderedJson params_json(const ModelSpec& model, std::int64_t tokens, std::int64_
                       {"forward_flops", kind.flops.total().value},
                       {"modules", OrderedJson::object()}};
     for (const ModuleLine& line : kind.lines())
-      entry["modules"][std::string(line.key)] = {{"parameters", line.parameters}, {"forward_flops", line.forward.value}};
+      entry["modules"][std::string(line.key)] = {{"parameters", line.parameters},
+                                                 {"forward_flops", line.forward.value}};
     out["layers"].push_back(std::move(entry));
   }
   return out;

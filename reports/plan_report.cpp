@@ -25,12 +25,16 @@ std::string figures_table(const PlanResult& r, const PlanHeading& heading) {
   const int devices = r.plan.mesh.ranks();
   Table table({{"figure", Align::kLeft}, {"value"}, {"", Align::kLeft}});
   table.add_row({"step time", milliseconds({r.step_time_s}), "ms"});
-  table.add_row({"tokens/s", with_commas(static_cast<std::int64_t>(r.tokens_per_s + 0.5)), fmt::format("whole job, {} devices", devices)});
+  table.add_row({"tokens/s", with_commas(static_cast<std::int64_t>(r.tokens_per_s + 0.5)),
+                 fmt::format("whole job, {} devices", devices)});
   table.add_row({"MFU", percent(r.mfu), "%, model FLOPs (no recomputation) over the devices' peak"});
   table.add_row({"HFU", percent(r.hfu), "%, executed FLOPs over the same"});
-  table.add_row({"peak memory", gib({r.peak_memory_bytes}), fmt::format("GiB on stage {}, of {} usable: {}", r.largest_stage,
-                 gib(heading.usable_memory), r.peak_memory_bytes <= heading.usable_memory.value
-                     ? "it fits" : fmt::format("{} too many", gib({r.peak_memory_bytes - heading.usable_memory.value})))});
+  table.add_row(
+      {"peak memory", gib({r.peak_memory_bytes}),
+       fmt::format("GiB on stage {}, of {} usable: {}", r.largest_stage, gib(heading.usable_memory),
+                   r.peak_memory_bytes <= heading.usable_memory.value
+                       ? "it fits"
+                       : fmt::format("{} too many", gib({r.peak_memory_bytes - heading.usable_memory.value})))});
   table.add_row({"exposed communication", milliseconds({r.exposed_comm_s}),
                  fmt::format("ms, {} % of the step, mean over devices", percent(r.exposed_comm_s / r.step_time_s))});
   table.add_row({"bubble", percent(r.bubble_fraction), "% of the step, mean over devices"});
@@ -43,8 +47,8 @@ std::string stages_table(const PlanResult& result, const StepReport& report) {
   Table table({{"stage"}, {"layers"}, {"compute\nms"}, {"exposed\ncomm ms"}, {"bubble\nms"}});
   for (std::size_t s = 0; s < report.ranks.size(); ++s) {
     const RankReport& r = report.ranks[s];
-    table.add_row({fmt::format("{}", s), layers_text(result, static_cast<int>(s)), milliseconds(r.compute), milliseconds(r.exposed_comm),
-                   milliseconds(r.bubble)});
+    table.add_row({fmt::format("{}", s), layers_text(result, static_cast<int>(s)), milliseconds(r.compute),
+                   milliseconds(r.exposed_comm), milliseconds(r.bubble)});
   }
   return table.render();
 }
@@ -66,7 +70,11 @@ std::string memory_table(const StepReport& report) {
 std::string traffic_table(const StepReport& report, const MeshShape& mesh) {
   const StepTotals all = totals(report, mesh);
   if (all.traffic.empty()) return "  nothing: one device\n";
-  Table table({{"operation", Align::kLeft}, {"group", Align::kLeft}, {"members"}, {"most of a device\nbytes"}, {"all devices\nbytes"}});
+  Table table({{"operation", Align::kLeft},
+               {"group", Align::kLeft},
+               {"members"},
+               {"most of a device\nbytes"},
+               {"all devices\nbytes"}});
   for (const auto& [key, bytes] : all.traffic) {
     Bytes most;
     for (const RankReport& rank : report.ranks)
@@ -99,7 +107,8 @@ std::string time_table(const StepReport& report) {
     bubble += rank.bubble.value;
   }
   std::vector<std::pair<std::string, Kind>> sorted(kinds.begin(), kinds.end());
-  std::stable_sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
+  std::stable_sort(sorted.begin(), sorted.end(),
+                   [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
   const double stages = static_cast<double>(report.ranks.size()), step = report.step_time.value;
   Table table({{"operation", Align::kLeft}, {"times"}, {"ms"}, {"% of step"}, {"FLOP/s"}});
   for (const auto& [name, kind] : sorted)
@@ -123,7 +132,8 @@ std::string plan_report(const PlanResult& result, const Prediction& prediction, 
   text += "\nStages, of one device each\n" + stages_table(result, report);
   text += "\nMemory of one device, GiB\n" + memory_table(report);
   text += "\nSent in a step\n" + traffic_table(report, result.plan.mesh);
-  const bool has_timeline = std::any_of(report.ranks.begin(), report.ranks.end(), [](const auto& r) { return !r.timeline.empty(); });
+  const bool has_timeline =
+      std::any_of(report.ranks.begin(), report.ranks.end(), [](const auto& r) { return !r.timeline.empty(); });
   if (has_timeline) text += "\nWhere the time of a device goes, mean over stages\n" + time_table(report);
   return text;
 }
@@ -138,12 +148,19 @@ OrderedJson plan_json(const PlanResult& result, const Prediction& prediction, co
   int first = 0;
   for (std::size_t s = 0; s < prediction.report.ranks.size(); ++s) {
     const RankReport& r = prediction.report.ranks[s];
-    OrderedJson stage{{"first_layer", first}, {"layers", result.stage_layers[s]}, {"compute_s", r.compute.value},
-                      {"exposed_comm_s", r.exposed_comm.value}, {"bubble_s", r.bubble.value},
-                      {"executed_flops", r.executed_flops.value}, {"peak_bytes", r.peak_bytes.value},
-                      {"memory_bytes", OrderedJson::object()}, {"sent_bytes", OrderedJson::object()}};
-    for (int c = 0; c < kMemoryClasses; ++c) stage["memory_bytes"][std::string(kMemoryClassNames[c])] = r.bytes_by_class[c];
-    for (const auto& [key, bytes] : r.traffic) stage["sent_bytes"][fmt::format("{} over {}", key.first, key.second)] = bytes.value;
+    OrderedJson stage{{"first_layer", first},
+                      {"layers", result.stage_layers[s]},
+                      {"compute_s", r.compute.value},
+                      {"exposed_comm_s", r.exposed_comm.value},
+                      {"bubble_s", r.bubble.value},
+                      {"executed_flops", r.executed_flops.value},
+                      {"peak_bytes", r.peak_bytes.value},
+                      {"memory_bytes", OrderedJson::object()},
+                      {"sent_bytes", OrderedJson::object()}};
+    for (int c = 0; c < kMemoryClasses; ++c)
+      stage["memory_bytes"][std::string(kMemoryClassNames[c])] = r.bytes_by_class[c];
+    for (const auto& [key, bytes] : r.traffic)
+      stage["sent_bytes"][fmt::format("{} over {}", key.first, key.second)] = bytes.value;
     out["stages"].push_back(std::move(stage));
     first += result.stage_layers[s];
   }

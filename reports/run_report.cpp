@@ -12,16 +12,17 @@ constexpr const char* kLine = "{:>11}  {:>8}  {:>8}  {:>8}  {:>9}  {:>9}  {:>9} 
 }  // namespace
 
 std::string step_heading() {
-  return fmt::format(fmt::runtime(kLine), "step", "loss", "cross-e.", "balance", "grad norm", "lr", "tokens/s", "pred. ms", "step ms",
-                     "peak MiB");
+  return fmt::format(fmt::runtime(kLine), "step", "loss", "cross-e.", "balance", "grad norm", "lr", "tokens/s",
+                     "pred. ms", "step ms", "peak MiB");
 }
 
 std::string step_text(const StepLine& line) {
   return fmt::format(fmt::runtime(kLine), fmt::format("{}/{}", line.step, line.steps), fmt::format("{:.4f}", line.loss),
                      fmt::format("{:.4f}", line.cross_entropy), fmt::format("{:.4f}", line.balance_loss),
                      fmt::format("{:.4g}", line.gradient_norm), fmt::format("{:.3e}", line.learning_rate),
-                     with_commas(static_cast<std::int64_t>(line.tokens_per_s + 0.5)), milliseconds(line.predicted_step_time),
-                     milliseconds(line.step_time), fmt::format("{:.1f}", static_cast<double>(line.peak_memory.value) / (1 << 20)));
+                     with_commas(static_cast<std::int64_t>(line.tokens_per_s + 0.5)),
+                     milliseconds(line.predicted_step_time), milliseconds(line.step_time),
+                     fmt::format("{:.1f}", static_cast<double>(line.peak_memory.value) / (1 << 20)));
 }
 
 OrderedJson to_json(const StepLine& line) {

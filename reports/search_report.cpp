@@ -38,10 +38,15 @@ std::string rejections(const SearchResult& result) {
   for (const auto& [reason, r] : rejected) {
     const auto illegal = reasons.find(reason);
     std::string detail;
-    if (r.smallest_excess) detail = fmt::format("the nearest by {} GiB", gib(*r.smallest_excess));
-    else if (illegal != reasons.end()) detail = "such as " + illegal->second.example;
+    if (r.smallest_excess)
+      detail = fmt::format("the nearest by {} GiB", gib(*r.smallest_excess));
+    else if (illegal != reasons.end())
+      detail = "such as " + illegal->second.example;
     const bool mesh = illegal != reasons.end();
-    table.add_row({reason, with_commas(r.count), !mesh ? "plans" : illegal->second.with_fsdp ? "meshes with an FSDP stage" : "meshes",
+    table.add_row({reason, with_commas(r.count),
+                   !mesh                       ? "plans"
+                   : illegal->second.with_fsdp ? "meshes with an FSDP stage"
+                                               : "meshes",
                    std::move(detail)});
   }
   return table.render();
@@ -66,23 +71,38 @@ std::string published_sentence(const std::optional<Standing>& standing, const Se
 }  // namespace
 
 std::string search_report(const SearchResult& result, const SearchHeading& heading, std::size_t top) {
-  std::string text = fmt::format("{} on {}: {} of {} legal plans fit in {} GiB, found in {}\n\n", heading.config, heading.system,
-                                 with_commas(static_cast<std::int64_t>(result.plans.size())), with_commas(result.evaluated),
-                                 gib(heading.usable_memory), seconds_text(result.elapsed_s));
+  std::string text =
+      fmt::format("{} on {}: {} of {} legal plans fit in {} GiB, found in {}\n\n", heading.config, heading.system,
+                  with_commas(static_cast<std::int64_t>(result.plans.size())), with_commas(result.evaluated),
+                  gib(heading.usable_memory), seconds_text(result.elapsed_s));
   const std::optional<Standing> published = standing(result, heading.published);
   if (!result.plans.empty()) {
-    Table table({{"", Align::kLeft}, {"rank"}, {"mesh\ndp x pp x tp", Align::kLeft}, {"FSDP"}, {"schedule", Align::kLeft},
-                 {"micro-\nbatches"}, {"recom-\npute", Align::kLeft}, {"step\nms"}, {"tokens/s"}, {"MFU\n%"}, {"peak GiB\nper chip"},
-                 {"exposed\ncomm ms"}, {"bubble\n%"}, {"time\n/ best"}, {"", Align::kLeft}});
+    Table table({{"", Align::kLeft},
+                 {"rank"},
+                 {"mesh\ndp x pp x tp", Align::kLeft},
+                 {"FSDP"},
+                 {"schedule", Align::kLeft},
+                 {"micro-\nbatches"},
+                 {"recom-\npute", Align::kLeft},
+                 {"step\nms"},
+                 {"tokens/s"},
+                 {"MFU\n%"},
+                 {"peak GiB\nper chip"},
+                 {"exposed\ncomm ms"},
+                 {"bubble\n%"},
+                 {"time\n/ best"},
+                 {"", Align::kLeft}});
     bool passed_over = false;
     const auto add = [&](std::size_t rank) {
       const PlanResult& p = result.plans[rank - 1];
       const bool is_published = published && published->rank == rank;
       passed_over |= !p.runnable;
-      table.add_row({is_published ? "▶" : "", fmt::format("{}", rank), to_string(p.plan.mesh), fmt::format("{}", p.plan.fsdp),
-                     std::string(name(p.plan.schedule)), fmt::format("{}", p.plan.microbatches), std::string(name(p.plan.recompute)),
-                     milliseconds({p.step_time_s}), with_commas(static_cast<std::int64_t>(p.tokens_per_s + 0.5)), percent(p.mfu),
-                     gib({p.peak_memory_bytes}), milliseconds({p.exposed_comm_s}), percent(p.bubble_fraction),
+      table.add_row({is_published ? "▶" : "", fmt::format("{}", rank), to_string(p.plan.mesh),
+                     fmt::format("{}", p.plan.fsdp), std::string(name(p.plan.schedule)),
+                     fmt::format("{}", p.plan.microbatches), std::string(name(p.plan.recompute)),
+                     milliseconds({p.step_time_s}), with_commas(static_cast<std::int64_t>(p.tokens_per_s + 0.5)),
+                     percent(p.mfu), gib({p.peak_memory_bytes}), milliseconds({p.exposed_comm_s}),
+                     percent(p.bubble_fraction),
                      fmt::format("{:.2f}", p.step_time_s / result.plans.front().step_time_s),
                      fmt::format("{}{}{}", is_published ? kPublishedLabel : "", is_published && !p.runnable ? "; " : "",
                                  p.runnable ? "" : "not runnable yet")});
@@ -109,16 +129,18 @@ std::string search_report(const SearchResult& result, const SearchHeading& headi
 }
 
 OrderedJson to_json(const SearchResult& result, const SearchHeading& heading) {
-  OrderedJson out{{"config", heading.config}, {"system", heading.system}, {"devices", heading.devices},
-                  {"plans", OrderedJson::array()}, {"evaluated", result.evaluated}, {"rejected", OrderedJson::object()},
-                  {"smallest_excess_bytes", nullptr}, {"published", nullptr}, {"elapsed_s", result.elapsed_s}};
+  OrderedJson out{
+      {"config", heading.config},         {"system", heading.system},      {"devices", heading.devices},
+      {"plans", OrderedJson::array()},    {"evaluated", result.evaluated}, {"rejected", OrderedJson::object()},
+      {"smallest_excess_bytes", nullptr}, {"published", nullptr},          {"elapsed_s", result.elapsed_s}};
   for (const PlanResult& plan : result.plans) out["plans"].push_back(to_json(plan));
   for (const auto& [reason, r] : result.rejected()) {
     out["rejected"][reason] = r.count;
     if (r.smallest_excess) out["smallest_excess_bytes"] = r.smallest_excess->value;
   }
   if (const auto published = standing(result, heading.published)) {
-    out["published"] = {{"label", kPublishedLabel}, {"plan", to_text(published->plan)}, {"rank", nullptr}, {"ratio_to_best", nullptr}};
+    out["published"] = {
+        {"label", kPublishedLabel}, {"plan", to_text(published->plan)}, {"rank", nullptr}, {"ratio_to_best", nullptr}};
     if (published->rank) {
       out["published"]["rank"] = *published->rank;
       out["published"]["ratio_to_best"] = published->ratio_to_best;

@@ -12,8 +12,8 @@ namespace meshwright {
 struct SearchHeading {
   std::string config, system;  // names
   int devices = 1;
-  Bytes usable_memory;         // of one device
-  Plan published;              // published_plan() of the configuration
+  Bytes usable_memory;  // of one device
+  Plan published;       // published_plan() of the configuration
 };
 
 // The `top` best plans as a table. The published plan is always in it, marked, with its rank and its ratio to the best,

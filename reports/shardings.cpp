@@ -40,8 +40,15 @@ void add_parameters(const ProgramSet& set, std::vector<TensorSharding>& out) {
         }
         const Parameter& parameter = set.parameters[placement.parameter];
         const bool cut = set.mesh.tp > 1 && placement.tp.kind == Layout::Kind::kShard;
-        out.push_back({parameter.name, TensorRole::kParameter, parameter.shape, stages, kNotCut, cut ? placement.tp.dim : kNotCut,
-                       placement.local_shape, set.compute, {elements(placement.local_shape) * size_of(set.compute)}});
+        out.push_back({parameter.name,
+                       TensorRole::kParameter,
+                       parameter.shape,
+                       stages,
+                       kNotCut,
+                       cut ? placement.tp.dim : kNotCut,
+                       placement.local_shape,
+                       set.compute,
+                       {elements(placement.local_shape) * size_of(set.compute)}});
       }
 }
 
@@ -53,12 +60,20 @@ void add_state(const ProgramSet& set, std::vector<TensorSharding>& out) {
         const auto add = [&](TensorRole role, bool sharded, DType dtype) {
           const std::int64_t local = sharded ? unit.padded / set.mesh.dp : unit.padded;
           const bool cut = sharded && set.mesh.dp > 1;
-          out.push_back({unit.name, role, {unit.padded}, {static_cast<int>(stage)}, cut ? 0 : kNotCut, kNotCut, {local}, dtype,
+          out.push_back({unit.name,
+                         role,
+                         {unit.padded},
+                         {static_cast<int>(stage)},
+                         cut ? 0 : kNotCut,
+                         kNotCut,
+                         {local},
+                         dtype,
                          {local * size_of(dtype)}});
         };
         add(TensorRole::kMaster, state.master_sharded, set.state);
         if (state.weights >= 0 && state.weights != state.master) add(TensorRole::kWeights, false, set.compute);
-        if (state.weight_shard >= 0 && state.weight_shard != state.master) add(TensorRole::kWeightShard, true, set.compute);
+        if (state.weight_shard >= 0 && state.weight_shard != state.master)
+          add(TensorRole::kWeightShard, true, set.compute);
         if (state.grads >= 0) add(TensorRole::kGradients, false, set.state);
         if (state.grad_shard >= 0 && state.grad_shard != state.grads) add(TensorRole::kGradientShard, true, set.state);
         add(TensorRole::kMoment1, state.master_sharded, set.state);
@@ -67,8 +82,8 @@ void add_state(const ProgramSet& set, std::vector<TensorSharding>& out) {
 }
 
 bool is_activation(Frame frame) {
-  return frame == Frame::kX || frame == Frame::kXOut || frame == Frame::kD || frame == Frame::kStash || frame == Frame::kWorkspace ||
-         frame == Frame::kTokens;
+  return frame == Frame::kX || frame == Frame::kXOut || frame == Frame::kD || frame == Frame::kStash ||
+         frame == Frame::kWorkspace || frame == Frame::kTokens;
 }
 
 // Shapes of the activations of a plan, by piece and tensor; a piece may use a name again for a later tensor.
@@ -122,8 +137,15 @@ void add_activations(const ProgramSet& set, const ModelSpec& model, const Traini
     std::map<std::string, std::size_t> occurrences;
     for (const Tensor& tensor : piece.tensors) {
       if (!is_activation(tensor.frame)) continue;
-      TensorSharding row{piece.name + "/" + tensor.name, TensorRole::kActivation, tensor.shape, stages_of_piece[static_cast<int>(p)],
-                         kNotCut, kNotCut, tensor.shape, tensor.dtype, {tensor.bytes()}};
+      TensorSharding row{piece.name + "/" + tensor.name,
+                         TensorRole::kActivation,
+                         tensor.shape,
+                         stages_of_piece[static_cast<int>(p)],
+                         kNotCut,
+                         kNotCut,
+                         tensor.shape,
+                         tensor.dtype,
+                         {tensor.bytes()}};
       const std::size_t occurrence = occurrences[tensor.name]++;
       if (tensor.name.ends_with(".recv")) {  // a receive buffer is nobody's part of anything
         out.push_back(std::move(row));
@@ -133,7 +155,8 @@ void add_activations(const ProgramSet& set, const ModelSpec& model, const Traini
         auto it = shapes.find({piece.name, tensor.name});
         // This rank's part of a tensor that is whole without tp goes by the whole one's name there.
         if (it == shapes.end()) it = shapes.find({piece.name, std::string(without_ending(tensor.name, ".own"))});
-        return it == shapes.end() || occurrence >= it->second.size() ? std::nullopt : std::optional(it->second[occurrence]);
+        return it == shapes.end() || occurrence >= it->second.size() ? std::nullopt
+                                                                     : std::optional(it->second[occurrence]);
       };
       if (const auto larger = find(no_dp))
         if (const auto dim = cut_dimension(*larger, row.global, set.mesh.dp)) {
@@ -204,7 +227,8 @@ std::string cut_text(int dim, int members) {
 }  // namespace
 
 Shardings shardings(const ModelSpec& model, const TrainingShape& shape, const Plan& plan, const MeshMapping& mapping) {
-  check(mapping.mesh() == plan.mesh, "the mapping is of mesh {}, the plan of {}", to_string(mapping.mesh()), to_string(plan.mesh));
+  check(mapping.mesh() == plan.mesh, "the mapping is of mesh {}, the plan of {}", to_string(mapping.mesh()),
+        to_string(plan.mesh));
   const std::vector<int> stage_layers = balanced_stages(model, shape, plan.mesh.pp);
   const ProgramSet set = lower(model, shape, plan, stage_layers);
   Shardings out{plan, {}, {}};
@@ -228,7 +252,8 @@ std::string shardings_report(const Shardings& s) {
   };
   constexpr std::array<Section, 3> kSections{{
       {"Parameters, as products read them: whole over dp", TensorRole::kParameter, TensorRole::kParameter},
-      {"What a rank keeps, by flat units of parameters (padded; of a tp rank's own part)", TensorRole::kMaster, TensorRole::kMoment2},
+      {"What a rank keeps, by flat units of parameters (padded; of a tp rank's own part)", TensorRole::kMaster,
+       TensorRole::kMoment2},
       {"Activations of one microbatch, by piece of the program: rows are (token, sequence)", TensorRole::kActivation,
        TensorRole::kActivation},
   }};
@@ -236,15 +261,21 @@ std::string shardings_report(const Shardings& s) {
                                  to_text(s.plan), mesh.dp, mesh.pp, mesh.tp);
   const std::vector<Line> lines = merged(s.tensors);
   for (const Section& section : kSections) {
-    Table table({{"tensor", Align::kLeft}, {"what", Align::kLeft}, {"global shape", Align::kLeft}, {"dp", Align::kLeft},
-                 {"pp: stage", Align::kLeft}, {"tp", Align::kLeft}, {"local shape", Align::kLeft}, {"dtype", Align::kLeft},
+    Table table({{"tensor", Align::kLeft},
+                 {"what", Align::kLeft},
+                 {"global shape", Align::kLeft},
+                 {"dp", Align::kLeft},
+                 {"pp: stage", Align::kLeft},
+                 {"tp", Align::kLeft},
+                 {"local shape", Align::kLeft},
+                 {"dtype", Align::kLeft},
                  {"bytes of each"}});
     for (const Line& line : lines) {
       const TensorSharding& row = line.row;
       if (row.role < section.first || row.role > section.last) continue;
       table.add_row({line.name(), std::string(name(row.role)), to_string(row.global), cut_text(row.dp_dim, mesh.dp),
-                     ranges_text(row.stages), cut_text(row.tp_dim, mesh.tp), to_string(row.local), std::string(name(row.dtype)),
-                     with_commas(row.bytes.value)});
+                     ranges_text(row.stages), cut_text(row.tp_dim, mesh.tp), to_string(row.local),
+                     std::string(name(row.dtype)), with_commas(row.bytes.value)});
     }
     text += fmt::format("\n{}\n{}", section.title, table.render(2));
   }
@@ -260,12 +291,22 @@ OrderedJson to_json(const Shardings& s) {
   const auto dim = [](int d) { return d == kNotCut ? OrderedJson(nullptr) : OrderedJson(d); };
   OrderedJson out{{"plan", to_text(s.plan)}, {"tensors", OrderedJson::array()}, {"ranks", OrderedJson::array()}};
   for (const TensorSharding& row : s.tensors)
-    out["tensors"].push_back({{"name", row.name}, {"what", name(row.role)}, {"global_shape", row.global}, {"dp_dim", dim(row.dp_dim)},
-                              {"stages", row.stages}, {"tp_dim", dim(row.tp_dim)}, {"local_shape", row.local},
-                              {"dtype", name(row.dtype)}, {"bytes", row.bytes.value}});
+    out["tensors"].push_back({{"name", row.name},
+                              {"what", name(row.role)},
+                              {"global_shape", row.global},
+                              {"dp_dim", dim(row.dp_dim)},
+                              {"stages", row.stages},
+                              {"tp_dim", dim(row.tp_dim)},
+                              {"local_shape", row.local},
+                              {"dtype", name(row.dtype)},
+                              {"bytes", row.bytes.value}});
   for (const RankPlace& place : s.ranks)
-    out["ranks"].push_back({{"rank", place.rank}, {"dp", place.mesh.dp}, {"pp", place.mesh.pp}, {"tp", place.mesh.tp},
-                            {"chip", place.chip}, {"chip_coordinates", place.coordinates}});
+    out["ranks"].push_back({{"rank", place.rank},
+                            {"dp", place.mesh.dp},
+                            {"pp", place.mesh.pp},
+                            {"tp", place.mesh.tp},
+                            {"chip", place.chip},
+                            {"chip_coordinates", place.coordinates}});
   return out;
 }
 

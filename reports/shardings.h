@@ -24,10 +24,11 @@ enum class TensorRole : std::uint8_t {
   kGradientShard,
   kMoment1,
   kMoment2,
-  kActivation,   // of one microbatch in one piece of the program; matrices, row (t, b) of a sequence's tokens
+  kActivation,  // of one microbatch in one piece of the program; matrices, row (t, b) of a sequence's tokens
 };
-constexpr std::array<std::string_view, 9> kTensorRoleNames{"parameter",      "master weights", "weights",  "weight shard", "gradients",
-                                                           "gradient shard", "moment 1",       "moment 2", "activation"};
+constexpr std::array<std::string_view, 9> kTensorRoleNames{"parameter",    "master weights", "weights",
+                                                           "weight shard", "gradients",      "gradient shard",
+                                                           "moment 1",     "moment 2",       "activation"};
 constexpr std::string_view name(TensorRole r) { return kTensorRoleNames[static_cast<int>(r)]; }
 
 constexpr int kNotCut = -1;
@@ -36,11 +37,12 @@ struct TensorSharding {
   std::string name;  // "layers.7.mla.down.kernel", "layers.7.replicated" (a unit), "dense.forward/hidden"
   TensorRole role = TensorRole::kParameter;
   Shape global;
-  std::vector<int> stages;         // of the pipeline, that have it
-  int dp_dim = kNotCut, tp_dim = kNotCut;  // dimension that the axis cuts; kNotCut: every rank has its own, of full extent
-  Shape local;                     // = global, but for the dimensions that are cut
+  std::vector<int> stages;  // of the pipeline, that have it
+  int dp_dim = kNotCut,
+      tp_dim = kNotCut;  // dimension that the axis cuts; kNotCut: every rank has its own, of full extent
+  Shape local;           // = global, but for the dimensions that are cut
   DType dtype = DType::kF32;
-  Bytes bytes;                     // of `local`
+  Bytes bytes;  // of `local`
 };
 
 struct RankPlace {

@@ -32,7 +32,8 @@ std::set<TrafficKey> keys(const StepTotals& a, const StepTotals& b) {
 
 StepTotals totals(const StepReport& report, const MeshShape& mesh) {
   const int reported = static_cast<int>(report.ranks.size());
-  check(reported == mesh.ranks() || reported == mesh.pp, "a report of {} ranks for a mesh of {}", reported, to_string(mesh));
+  check(reported == mesh.ranks() || reported == mesh.pp, "a report of {} ranks for a mesh of {}", reported,
+        to_string(mesh));
   const int each = mesh.ranks() / reported;
   StepTotals sum{.step_time = report.step_time};
   for (const RankReport& rank : report.ranks) {
@@ -44,7 +45,9 @@ StepTotals totals(const StepReport& report, const MeshShape& mesh) {
 }
 
 OrderedJson to_json(const StepTotals& totals) {
-  OrderedJson out{{"step_time_s", totals.step_time.value}, {"flops", totals.flops}, {"peak_bytes", totals.peak_bytes.value},
+  OrderedJson out{{"step_time_s", totals.step_time.value},
+                  {"flops", totals.flops},
+                  {"peak_bytes", totals.peak_bytes.value},
                   {"bytes", OrderedJson::object()}};
   for (const auto& [key, bytes] : totals.traffic) out["bytes"][traffic_name(key)] = bytes.value;
   return out;
@@ -53,13 +56,15 @@ OrderedJson to_json(const StepTotals& totals) {
 bool counts_equal(const StepTotals& a, const StepTotals& b) {
   const auto all = keys(a, b);
   return a.flops == b.flops && a.peak_bytes == b.peak_bytes &&
-         std::all_of(all.begin(), all.end(), [&](const TrafficKey& key) { return sent(a.traffic, key) == sent(b.traffic, key); });
+         std::all_of(all.begin(), all.end(),
+                     [&](const TrafficKey& key) { return sent(a.traffic, key) == sent(b.traffic, key); });
 }
 
 std::string comparison_report(const StepTotals& predicted, const StepTotals& counted, Times times) {
   Table table({{"of a step", Align::kLeft}, {"predicted"}, {"counted"}, {"", Align::kLeft}});
   const auto add = [&](std::string label, std::int64_t a, std::int64_t b) {
-    table.add_row({std::move(label), with_commas(a), with_commas(b), a == b ? "equal" : fmt::format("{:+} counted", b - a)});
+    table.add_row(
+        {std::move(label), with_commas(a), with_commas(b), a == b ? "equal" : fmt::format("{:+} counted", b - a)});
   };
   add("FLOPs, all ranks", static_cast<std::int64_t>(predicted.flops), static_cast<std::int64_t>(counted.flops));
   add("peak bytes of a rank", predicted.peak_bytes.value, counted.peak_bytes.value);
@@ -67,7 +72,8 @@ std::string comparison_report(const StepTotals& predicted, const StepTotals& cou
     add(fmt::format("bytes sent, {}", traffic_name(key)), sent(predicted.traffic, key), sent(counted.traffic, key));
   if (times == Times::kCompare) {
     const double ratio = counted.step_time.value / predicted.step_time.value;
-    table.add_row({"step time, ms", milliseconds(predicted.step_time), milliseconds(counted.step_time), fmt::format("{:.2f} x predicted", ratio)});
+    table.add_row({"step time, ms", milliseconds(predicted.step_time), milliseconds(counted.step_time),
+                   fmt::format("{:.2f} x predicted", ratio)});
   }
   return table.render();
 }

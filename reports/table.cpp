@@ -34,8 +34,10 @@ bool is_wide(char32_t c) {
 std::vector<std::string> lines_of(const std::string& text) {
   std::vector<std::string> lines(1);
   for (const char c : text) {
-    if (c == '\n') lines.emplace_back();
-    else lines.back() += c;
+    if (c == '\n')
+      lines.emplace_back();
+    else
+      lines.back() += c;
   }
   return lines;
 }
@@ -108,8 +110,10 @@ std::string Table::render(int indent) const {
   }
   rule();
   for (const auto& row : rows_) {
-    if (row.empty()) rule();
-    else write(row);
+    if (row.empty())
+      rule();
+    else
+      write(row);
   }
   return text;
 }

@@ -39,8 +39,7 @@ using Tracks = std::array<std::vector<Drawn>, kStreams>;
 
 Tracks draw(const RankReport& rank) {
   Tracks tracks;
-  for (const Interval& interval : rank.timeline)
-    tracks[static_cast<int>(interval.stream)].push_back({&interval});
+  for (const Interval& interval : rank.timeline) tracks[static_cast<int>(interval.stream)].push_back({&interval});
   for (std::vector<Drawn>& track : tracks) {
     std::stable_sort(track.begin(), track.end(), [](const Drawn& a, const Drawn& b) {
       return std::tie(a.interval->begin, a.interval->end) < std::tie(b.interval->begin, b.interval->end);
@@ -51,8 +50,9 @@ Tracks draw(const RankReport& rank) {
     for (Drawn& d : track) {
       const Interval& i = *d.interval;
       check(i.begin.value >= 0 && i.end >= i.begin, "{} {} ends before it begins", i.name, i.where);
-      check(i.begin.value >= previous_end.value - kTolerance, "{} {} begins at {} s, before its predecessor on stream {} ends at {} s",
-            i.name, i.where, i.begin.value, name(i.stream), previous_end.value);
+      check(i.begin.value >= previous_end.value - kTolerance,
+            "{} {} begins at {} s, before its predecessor on stream {} ends at {} s", i.name, i.where, i.begin.value,
+            name(i.stream), previous_end.value);
       previous_end = i.end;
       d.begin = std::max<Nanoseconds>(std::llround(i.begin.value * 1e9), cursor);
       d.end = std::max<Nanoseconds>(std::llround(i.end.value * 1e9), d.begin + 1);
@@ -93,7 +93,8 @@ class Writer {
     std::int64_t events = 0;
     for (const RankReport& rank : report.ranks) {
       events += static_cast<std::int64_t>(rank.timeline.size());
-      if (static_cast<int>(ranks.size()) >= options_.most_ranks || (events > options_.most_events && !ranks.empty())) break;
+      if (static_cast<int>(ranks.size()) >= options_.most_ranks || (events > options_.most_events && !ranks.empty()))
+        break;
       ranks.push_back(&rank);
     }
     return ranks;
@@ -114,22 +115,24 @@ class Writer {
 
   void write_rank(const RankReport& rank, const Tracks& tracks) {
     const int process = pid(rank.rank);
-    event(R"({{"ph":"M","name":"process_name","pid":{},"args":{{"name":{}}}}})", process, quoted(process_name(rank.rank)));
+    event(R"({{"ph":"M","name":"process_name","pid":{},"args":{{"name":{}}}}})", process,
+          quoted(process_name(rank.rank)));
     event(R"({{"ph":"M","name":"process_sort_index","pid":{},"args":{{"sort_index":{}}}}})", process,
           options_.one_rank_per_stage ? rank.rank.pp : process);
     for (int stream = 0; stream < kStreams; ++stream) {
       if (tracks[stream].empty()) continue;
       event(R"({{"ph":"M","name":"thread_name","pid":{},"tid":{},"args":{{"name":{}}}}})", process, stream,
             quoted(std::string(kStreamNames[stream])));
-      event(R"({{"ph":"M","name":"thread_sort_index","pid":{},"tid":{},"args":{{"sort_index":{}}}}})", process, stream, stream);
+      event(R"({{"ph":"M","name":"thread_sort_index","pid":{},"tid":{},"args":{{"sort_index":{}}}}})", process, stream,
+            stream);
       for (const Drawn& d : tracks[stream]) {
         const Interval& i = *d.interval;
         std::string args;
         if (i.flops.value) args += fmt::format(R"(,"flops":{})", i.flops.value);
         if (i.bytes.value) args += fmt::format(R"(,"bytes_sent":{})", i.bytes.value);
         event(R"({{"ph":"X","name":{},"cat":{},"pid":{},"tid":{},"ts":{},"dur":{},"args":{{"where":{}{}}}}})",
-              label(i.where.empty() ? i.name : i.where + " " + i.name), label(i.name), process, stream, microseconds(d.begin),
-              microseconds(d.end - d.begin), label(i.where), args);
+              label(i.where.empty() ? i.name : i.where + " " + i.name), label(i.name), process, stream,
+              microseconds(d.begin), microseconds(d.end - d.begin), label(i.where), args);
         ++size_.events;
       }
     }
@@ -147,8 +150,8 @@ class Writer {
       const Nanoseconds begin = sends[m].begin, end = std::max(begin, receives[m].end - 1);
       event(R"({{"ph":"s","id":{},"name":"message","cat":"pp","pid":{},"tid":{},"ts":{}}})", arrows_, pid(from.rank),
             static_cast<int>(send), microseconds(begin));
-      event(R"({{"ph":"f","bp":"e","id":{},"name":"message","cat":"pp","pid":{},"tid":{},"ts":{}}})", arrows_, pid(to.rank),
-            static_cast<int>(receive), microseconds(end));
+      event(R"({{"ph":"f","bp":"e","id":{},"name":"message","cat":"pp","pid":{},"tid":{},"ts":{}}})", arrows_,
+            pid(to.rank), static_cast<int>(receive), microseconds(end));
       ++arrows_;
       ++size_.events;
     }
@@ -176,7 +179,7 @@ class Writer {
 
 [[noreturn]] void cannot_write(const std::filesystem::path& file) {
   throw InputError(Diagnostic{"--trace", "", Json(file.string()).dump(-1, ' ', false, Json::error_handler_t::replace),
-                    "a file that can be written", "its folder must exist, and have room"});
+                              "a file that can be written", "its folder must exist, and have room"});
 }
 
 void write_compressed(const std::filesystem::path& file, const std::string& text) {

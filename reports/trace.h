@@ -14,8 +14,8 @@
 namespace meshwright {
 
 struct TraceOptions {
-  std::string title;              // "moe1B on v4:2x4x4, 8x2x2,..., simulated"
-  MeshShape mesh;                 // numbers the ranks
+  std::string title;                // "moe1B on v4:2x4x4, 8x2x2,..., simulated"
+  MeshShape mesh;                   // numbers the ranks
   bool one_rank_per_stage = false;  // each rank of the report stands for all of its stage
   int most_ranks = 64;
   std::int64_t most_events = 200'000;  // ranks that would pass it are left out, whole

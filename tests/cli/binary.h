@@ -61,7 +61,8 @@ inline Outcome meshwright(const std::vector<std::string>& arguments, const Tempo
   add(MESHWRIGHT_BINARY);
   for (const std::string& word : arguments) add(word);
   const int status = std::system((line + ">stdout.txt 2>stderr.txt </dev/null").c_str());
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), text_of(at / "stdout.txt"), text_of(at / "stderr.txt")};
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), text_of(at / "stdout.txt"),
+          text_of(at / "stderr.txt")};
 }
 
 inline const std::string kPublished = std::string(REPOSITORY) + "/configs/jaxformer-moe1b.json";

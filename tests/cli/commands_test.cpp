@@ -19,15 +19,17 @@ using Json = nlohmann::json;
 const std::vector<std::string> kSmallSearch{"search", kSmall, "--system", "v4:2x2x1"};
 
 void expect_plan_fields(const Json& plan) {
-  for (const char* name : {"dp", "pp", "tp", "fsdp", "microbatches", "schedule", "recompute", "runnable", "step_time_s", "tokens_per_s", "mfu",
-                           "hfu", "peak_memory_bytes", "exposed_comm_s", "bubble_fraction", "model_flops", "executed_flops"})
+  for (const char* name :
+       {"dp", "pp", "tp", "fsdp", "microbatches", "schedule", "recompute", "runnable", "step_time_s", "tokens_per_s",
+        "mfu", "hfu", "peak_memory_bytes", "exposed_comm_s", "bubble_fraction", "model_flops", "executed_flops"})
     EXPECT_TRUE(plan.contains(name)) << name;
 }
 
 TEST(Help, EveryCommandHasExamplesAndTheExitCodesAreDocumented) {
   const Outcome all = meshwright({"--help"});
   EXPECT_EQ(all.code, 0);
-  for (const char* text : {"Exit codes", "2 bad input", "3 nothing feasible", "params", "search", "simulate", "calibrate", "run"})
+  for (const char* text :
+       {"Exit codes", "2 bad input", "3 nothing feasible", "params", "search", "simulate", "calibrate", "run"})
     EXPECT_NE(all.out.find(text), std::string::npos) << text;
   for (const char* command : {"params", "search", "simulate", "calibrate", "run"}) {
     const Outcome help = meshwright({command, "--help"});
@@ -58,7 +60,8 @@ TEST(Params, FieldsThatPointElsewhereAreNamedOnceOnStderr) {
 
 TEST(PrintConfig, IsTheResolvedConfigurationAndReadsBackAsItself) {
   const TemporaryFolder folder;
-  const Outcome first = meshwright({"params", kPublished, "--set", "lr.max_lr=1e-3", "--set", "name=other", "--print-config"});
+  const Outcome first =
+      meshwright({"params", kPublished, "--set", "lr.max_lr=1e-3", "--set", "name=other", "--print-config"});
   EXPECT_EQ(first.code, 0);
   EXPECT_EQ(Json::parse(first.out).at("lr").at("max_lr"), 1e-3);
   EXPECT_EQ(Json::parse(first.out).at("name"), "other");
@@ -83,14 +86,16 @@ TEST(Search, JsonHasTheDocumentedNamesAndPlansBestFirst) {
 }
 
 TEST(Search, TwiceTheSameIsTheSameButForTheTimeItTook) {
-  Json a = Json::parse(meshwright(with(kSmallSearch, {"--json"})).out), b = Json::parse(meshwright(with(kSmallSearch, {"--json"})).out);
+  Json a = Json::parse(meshwright(with(kSmallSearch, {"--json"})).out),
+       b = Json::parse(meshwright(with(kSmallSearch, {"--json"})).out);
   a.erase("elapsed_s");
   b.erase("elapsed_s");
   EXPECT_EQ(a, b);
 }
 
 TEST(Search, ThePublishedPlanIsMarkedInTheTable) {
-  const Outcome outcome = meshwright({"search", kSmall, "--system", "v4:2x2x1", "--set", "device_config.n_device_axis=[2,2,1]", "--top", "3"});
+  const Outcome outcome = meshwright(
+      {"search", kSmall, "--system", "v4:2x2x1", "--set", "device_config.n_device_axis=[2,2,1]", "--top", "3"});
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_NE(outcome.out.find("as published, in our layout"), std::string::npos) << outcome.out;
   EXPECT_NE(outcome.out.find("x the best plan's step time"), std::string::npos);
@@ -106,7 +111,8 @@ TEST(Search, NothingThatFitsIsExitCode3WithHowMuchIsMissing) {
   const TemporaryFolder folder;
   auto system = Json::parse(text_of(std::string(REPOSITORY) + "/configs/systems/tpu-v4.json"));
   system["memory"]["usable_bytes"]["value"] = 1 << 20;
-  const Outcome outcome = meshwright({"search", kSmall, "--system", folder.write("tiny.json", system.dump()) + ":2x2x1"});
+  const Outcome outcome =
+      meshwright({"search", kSmall, "--system", folder.write("tiny.json", system.dump()) + ":2x2x1"});
   EXPECT_EQ(outcome.code, 3) << outcome.err;
   EXPECT_NE(outcome.out.find("No plan fits"), std::string::npos) << outcome.out;
   EXPECT_NE(outcome.out.find("does not fit in memory"), std::string::npos);
@@ -119,7 +125,8 @@ TEST(Simulate, ByPlanByIdAndBestAgree) {
   const std::string plan = best.at("plan");
   std::vector<Json> answers;
   for (const std::string& choice : {std::string("best"), std::string("1"), plan}) {
-    const Outcome outcome = meshwright({"simulate", kSmall, "--system", "v4:2x2x1", "--plan", choice, "--json"}, &folder);
+    const Outcome outcome =
+        meshwright({"simulate", kSmall, "--system", "v4:2x2x1", "--plan", choice, "--json"}, &folder);
     ASSERT_EQ(outcome.code, 0) << outcome.err;
     answers.push_back(Json::parse(outcome.out));
     expect_plan_fields(answers.back());
@@ -140,7 +147,9 @@ TEST(Simulate, AnIdOfAnotherSystemIsRefused) {
 
 TEST(Simulate, TraceReadsBackNestsAndHasBothEndsOfEveryArrow) {
   const TemporaryFolder folder;
-  const Outcome outcome = meshwright({"simulate", kSmall, "--system", "v4:2x2x1", "--plan", "2x2x1,microbatches=4", "--trace", "t.json", "--json"}, &folder);
+  const Outcome outcome = meshwright(
+      {"simulate", kSmall, "--system", "v4:2x2x1", "--plan", "2x2x1,microbatches=4", "--trace", "t.json", "--json"},
+      &folder);
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   const Json trace = Json::parse(text_of(folder.path() / "t.json"));
   std::map<std::pair<int, int>, std::vector<std::pair<std::int64_t, std::int64_t>>> tracks;
@@ -152,7 +161,8 @@ TEST(Simulate, TraceReadsBackNestsAndHasBothEndsOfEveryArrow) {
     if (phase == "M") named.insert(e.at("pid").get<int>());
     if (phase == "s" || phase == "f") arrows[e.at("id")].insert(phase);
     if (phase != "X") continue;
-    const auto begin = std::llround(e.at("ts").get<double>() * 1e3), end = begin + std::llround(e.at("dur").get<double>() * 1e3);
+    const auto begin = std::llround(e.at("ts").get<double>() * 1e3),
+               end = begin + std::llround(e.at("dur").get<double>() * 1e3);
     EXPECT_LT(begin, end);
     tracks[{e.at("pid"), e.at("tid")}].push_back({begin, end});
     if (e.at("tid") == 0) compute_us[e.at("pid")] += e.at("dur").get<double>();
@@ -168,11 +178,13 @@ TEST(Simulate, TraceReadsBackNestsAndHasBothEndsOfEveryArrow) {
   const Json stages = Json::parse(outcome.out).at("stages");
   ASSERT_EQ(compute_us.size(), stages.size());
   std::size_t stage = 0;
-  for (const auto& [pid, us] : compute_us) EXPECT_NEAR(us, stages.at(stage++).at("compute_s").get<double>() * 1e6, 1e-3 * 2000);
+  for (const auto& [pid, us] : compute_us)
+    EXPECT_NEAR(us, stages.at(stage++).at("compute_s").get<double>() * 1e6, 1e-3 * 2000);
 }
 
 TEST(Simulate, ShardingsListEveryParameterAndRank) {
-  const Outcome outcome = meshwright({"simulate", kSmall, "--system", "v4:2x2x1", "--plan", "2x1x2,microbatches=4,fsdp=3", "--shardings", "--json"});
+  const Outcome outcome = meshwright(
+      {"simulate", kSmall, "--system", "v4:2x2x1", "--plan", "2x1x2,microbatches=4,fsdp=3", "--shardings", "--json"});
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   const Json json = Json::parse(outcome.out);
   EXPECT_EQ(json.at("ranks").size(), 4u);
@@ -186,7 +198,9 @@ TEST(Simulate, APlanThatDoesNotFitIsExitCode3AndStillReported) {
   const TemporaryFolder folder;
   auto system = Json::parse(text_of(std::string(REPOSITORY) + "/configs/systems/tpu-v4.json"));
   system["memory"]["usable_bytes"]["value"] = 1 << 20;
-  const Outcome outcome = meshwright({"simulate", kSmall, "--system", folder.write("tiny.json", system.dump()) + ":2x2x1", "--plan", "4x1x1", "--json"});
+  const Outcome outcome =
+      meshwright({"simulate", kSmall, "--system", folder.write("tiny.json", system.dump()) + ":2x2x1", "--plan",
+                  "4x1x1", "--json"});
   EXPECT_EQ(outcome.code, 3);
   EXPECT_EQ(Json::parse(outcome.out).at("fits"), false);
 }
@@ -194,9 +208,12 @@ TEST(Simulate, APlanThatDoesNotFitIsExitCode3AndStillReported) {
 TEST(Run, RehearsalCountsWhatWasPredicted) {
   const TemporaryFolder folder;
   std::string text;
-  for (int i = 0; i < 4000; ++i) text += "the quick brown fox " + std::to_string(i * 7919 % 1000) + " jumps over the lazy dog\n";
-  const Outcome outcome = meshwright({"run", kSmall, "--system", "v4:2x2x1", "--plan", "1x2x2,microbatches=2,recompute=full", "--rehearse",
-                                      "--data", folder.write("text.txt", text), "--json"}, &folder);
+  for (int i = 0; i < 4000; ++i)
+    text += "the quick brown fox " + std::to_string(i * 7919 % 1000) + " jumps over the lazy dog\n";
+  const Outcome outcome =
+      meshwright({"run", kSmall, "--system", "v4:2x2x1", "--plan", "1x2x2,microbatches=2,recompute=full", "--rehearse",
+                  "--data", folder.write("text.txt", text), "--json"},
+                 &folder);
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   std::istringstream lines(outcome.out);
   std::string line;
@@ -204,13 +221,14 @@ TEST(Run, RehearsalCountsWhatWasPredicted) {
     ASSERT_TRUE(std::getline(lines, line));
     const Json json = Json::parse(line);
     EXPECT_EQ(json.at("step"), step);
-    for (const char* name : {"loss", "cross_entropy", "balance_loss", "gradient_norm", "learning_rate", "tokens_per_s", "predicted_step_time_s",
-                             "step_time_s", "peak_memory_bytes"})
+    for (const char* name : {"loss", "cross_entropy", "balance_loss", "gradient_norm", "learning_rate", "tokens_per_s",
+                             "predicted_step_time_s", "step_time_s", "peak_memory_bytes"})
       EXPECT_TRUE(json.at(name).is_number()) << name;
   }
   ASSERT_TRUE(std::getline(lines, line));
   const Json json = Json::parse(line);
-  for (const char* name : {"flops", "peak_bytes", "bytes"}) EXPECT_EQ(json.at("predicted").at(name), json.at("counted").at(name)) << name;
+  for (const char* name : {"flops", "peak_bytes", "bytes"})
+    EXPECT_EQ(json.at("predicted").at(name), json.at("counted").at(name)) << name;
 }
 
 }  // namespace

@@ -65,9 +65,12 @@ TEST(Machine, TrafficOfAnAxisIsCountedPerRankAndStep) {
   EXPECT_EQ(traffic.pp.value, 0);
   EXPECT_EQ(traffic.dp.value, 2 * (4 * gradients + 8 * (kLoadFirst + programs.experts)));
 
-  // pp 2, 4 microbatches of 4 sequences: each stage sends 4 arrays of 32 x 4 x 32 floats.
-  const AxisTraffic pipeline = axis_traffic(lower(problem.model, problem.shape, parse_plan("1x2x1,microbatches=4")));
-  EXPECT_EQ(pipeline.pp.value, 4 * 4 * 32 * 4 * 32);
+  // pp 2, 4 microbatches of 4 sequences: each stage sends 4 arrays of 32 x 4 x 32 floats; the ends all-reduce the gradients
+  // of their two copies of the token table, and all stages the metrics: 2 x the buffer each.
+  const ProgramSet stages = lower(problem.model, problem.shape, parse_plan("1x2x1,microbatches=4"));
+  const AxisTraffic pipeline = axis_traffic(stages);
+  const std::int64_t table = stages.blocks.back().units.front().padded;
+  EXPECT_EQ(pipeline.pp.value, 4 * 4 * 32 * 4 * 32 + 2 * (4 * table + 8 * (kLoadFirst + stages.experts)));
   EXPECT_EQ(pipeline.dp.value, 0);
 }
 

@@ -17,7 +17,8 @@ TEST(ParamsJson, ModulesAddUpToTheirLayerAndLayersToTheModel) {
   std::int64_t layers = 0;
   for (const auto& kind : out.at("layers")) {
     std::int64_t modules = 0;
-    for (const auto& [name, module] : kind.at("modules").items()) modules += module.at("parameters").get<std::int64_t>();
+    for (const auto& [name, module] : kind.at("modules").items())
+      modules += module.at("parameters").get<std::int64_t>();
     EXPECT_EQ(modules, kind.at("parameters"));
     layers += kind.at("count").get<std::int64_t>() * modules;
   }
@@ -28,8 +29,16 @@ TEST(ParamsJson, ModulesAddUpToTheirLayerAndLayersToTheModel) {
 }
 
 TEST(ParamsReport, SmallModelReadsLikeThis) {
-  const JaxformerDimensions d{.model_dimension = 8, .vocab_size = 100, .n_head = 2, .blocks = 1, .layers_per_block = 2,
-                              .latent_dim = 4, .dhR = 2, .k = 1, .n_experts = 2, .n_shared = 1};
+  const JaxformerDimensions d{.model_dimension = 8,
+                              .vocab_size = 100,
+                              .n_head = 2,
+                              .blocks = 1,
+                              .layers_per_block = 2,
+                              .latent_dim = 4,
+                              .dhR = 2,
+                              .k = 1,
+                              .n_experts = 2,
+                              .n_shared = 1};
   EXPECT_EQ(params_report(jaxformer("toy", d, 0), 16, 4), R"(toy: 3,208 parameters, 1,840 of them active for a token
 width 8, 2 layers, 100 tokens in the vocabulary, sequences of 16 tokens
 

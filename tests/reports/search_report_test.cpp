@@ -8,8 +8,16 @@ namespace meshwright {
 namespace {
 
 PlanResult result(const std::string& plan, double step_time_s) {
-  PlanResult r{.plan = parse_plan(plan), .step_time_s = step_time_s, .tokens_per_s = 1000 / step_time_s, .mfu = 0.4, .hfu = 0.5,
-               .peak_memory_bytes = 3 * kGiB, .exposed_comm_s = 0.001, .bubble_fraction = 0.1, .model_flops = 1e15, .executed_flops = 2e15};
+  PlanResult r{.plan = parse_plan(plan),
+               .step_time_s = step_time_s,
+               .tokens_per_s = 1000 / step_time_s,
+               .mfu = 0.4,
+               .hfu = 0.5,
+               .peak_memory_bytes = 3 * kGiB,
+               .exposed_comm_s = 0.001,
+               .bubble_fraction = 0.1,
+               .model_flops = 1e15,
+               .executed_flops = 2e15};
   r.stage_layers = {2};
   return r;
 }
@@ -27,7 +35,8 @@ SearchResult three_plans() {
 SearchHeading heading(const std::string& published) { return {"toy", "box:4", 4, {4 * kGiB}, parse_plan(published)}; }
 
 TEST(SearchReport, ReadsLikeThis) {
-  EXPECT_EQ(search_report(three_plans(), heading("1x4x1,schedule=gpipe"), 2), R"(toy on box:4: 3 of 5 legal plans fit in 4.00 GiB, found in 500 ms
+  EXPECT_EQ(search_report(three_plans(), heading("1x4x1,schedule=gpipe"), 2),
+            R"(toy on box:4: 3 of 5 legal plans fit in 4.00 GiB, found in 500 ms
 
          mesh                           micro-  recom-   step             MFU  peak GiB  exposed  bubble    time
    rank  dp x pp x tp  FSDP  schedule  batches  pute       ms  tokens/s     %  per chip  comm ms       %  / best
@@ -89,8 +98,8 @@ TEST(PlanJson, HasTheDocumentedNamesAndWordsForChoices) {
   EXPECT_EQ(out.at("recompute"), "full");
   EXPECT_EQ(out.at("runnable"), true);
   EXPECT_EQ(out.at("plan"), "2x2x1,schedule=gpipe,microbatches=4,fsdp=1,recompute=full");
-  for (const char* name : {"pp", "tp", "fsdp", "microbatches", "step_time_s", "tokens_per_s", "mfu", "hfu", "peak_memory_bytes", "exposed_comm_s",
-                           "bubble_fraction", "model_flops", "executed_flops"})
+  for (const char* name : {"pp", "tp", "fsdp", "microbatches", "step_time_s", "tokens_per_s", "mfu", "hfu",
+                           "peak_memory_bytes", "exposed_comm_s", "bubble_fraction", "model_flops", "executed_flops"})
     EXPECT_TRUE(out.at(name).is_number()) << name;
 }
 

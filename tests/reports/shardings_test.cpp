@@ -7,8 +7,16 @@
 namespace meshwright {
 namespace {
 
-const JaxformerDimensions kTiny{.model_dimension = 16, .vocab_size = 64, .n_head = 4, .blocks = 2, .layers_per_block = 2,
-                                .latent_dim = 8, .dhR = 4, .k = 2, .n_experts = 4, .n_shared = 1};
+const JaxformerDimensions kTiny{.model_dimension = 16,
+                                .vocab_size = 64,
+                                .n_head = 4,
+                                .blocks = 2,
+                                .layers_per_block = 2,
+                                .latent_dim = 8,
+                                .dhR = 4,
+                                .k = 2,
+                                .n_experts = 4,
+                                .n_shared = 1};
 
 Shardings of(const std::string& plan_text, const ModelSpec& model = jaxformer("tiny", kTiny, 1e-2)) {
   const Plan plan = parse_plan(plan_text);
@@ -50,16 +58,26 @@ TEST(Shardings, FsdpStagesCutOptimizerThenGradientsThenParameters) {
     return sharded;
   };
   using Roles = std::map<std::string, bool>;
-  EXPECT_EQ(roles(0), (Roles{{"master weights", false}, {"gradients", false}, {"moment 1", false}, {"moment 2", false}}));
-  EXPECT_EQ(roles(1), (Roles{{"master weights", true}, {"weights", false}, {"gradients", false}, {"gradient shard", true},
-                             {"moment 1", true}, {"moment 2", true}}));
-  EXPECT_EQ(roles(2), (Roles{{"master weights", true}, {"weights", false}, {"gradient shard", true}, {"moment 1", true},
+  EXPECT_EQ(roles(0),
+            (Roles{{"master weights", false}, {"gradients", false}, {"moment 1", false}, {"moment 2", false}}));
+  EXPECT_EQ(roles(1), (Roles{{"master weights", true},
+                             {"weights", false},
+                             {"gradients", false},
+                             {"gradient shard", true},
+                             {"moment 1", true},
                              {"moment 2", true}}));
-  EXPECT_EQ(roles(3), (Roles{{"master weights", true}, {"gradient shard", true}, {"moment 1", true}, {"moment 2", true}}));
+  EXPECT_EQ(roles(2), (Roles{{"master weights", true},
+                             {"weights", false},
+                             {"gradient shard", true},
+                             {"moment 1", true},
+                             {"moment 2", true}}));
+  EXPECT_EQ(roles(3),
+            (Roles{{"master weights", true}, {"gradient shard", true}, {"moment 1", true}, {"moment 2", true}}));
 }
 
 TEST(Shardings, OfEveryTensorTheLocalPartsMakeUpTheWhole) {
-  for (const std::string plan : {"1x1x1", "2x2x2,microbatches=2,fsdp=3,recompute=full", "4x1x4,fsdp=1", "1x2x4,microbatches=8"}) {
+  for (const std::string plan :
+       {"1x1x1", "2x2x2,microbatches=2,fsdp=3,recompute=full", "4x1x4,fsdp=1", "1x2x4,microbatches=8"}) {
     const Shardings s = of(plan);
     EXPECT_FALSE(s.tensors.empty());
     for (const TensorSharding& t : s.tensors) {

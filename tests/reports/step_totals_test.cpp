@@ -49,12 +49,23 @@ TEST(StepTotals, AGroupThatSendsNothingIsTheSameAsNone) {
 }
 
 TEST(StepLine, ColumnsStandUnderTheirHeadings) {
-  const StepLine line{.step = 7, .steps = 300, .loss = 6.5, .cross_entropy = 6.4, .balance_loss = 2, .gradient_norm = 1.25,
-                      .learning_rate = 3e-4, .tokens_per_s = 12345.6, .predicted_step_time = {0.2}, .step_time = {0.21}, .peak_memory = {3 << 20}};
-  EXPECT_EQ(step_heading(),
-            "       step      loss  cross-e.   balance  grad norm         lr   tokens/s   pred. ms    step ms   peak MiB");
-  EXPECT_EQ(step_text(line),
-            "      7/300    6.5000    6.4000    2.0000       1.25  3.000e-04     12,346      200.0      210.0        3.0");
+  const StepLine line{.step = 7,
+                      .steps = 300,
+                      .loss = 6.5,
+                      .cross_entropy = 6.4,
+                      .balance_loss = 2,
+                      .gradient_norm = 1.25,
+                      .learning_rate = 3e-4,
+                      .tokens_per_s = 12345.6,
+                      .predicted_step_time = {0.2},
+                      .step_time = {0.21},
+                      .peak_memory = {3 << 20}};
+  EXPECT_EQ(
+      step_heading(),
+      "       step      loss  cross-e.   balance  grad norm         lr   tokens/s   pred. ms    step ms   peak MiB");
+  EXPECT_EQ(
+      step_text(line),
+      "      7/300    6.5000    6.4000    2.0000       1.25  3.000e-04     12,346      200.0      210.0        3.0");
 }
 
 }  // namespace

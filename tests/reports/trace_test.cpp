@@ -42,13 +42,15 @@ void expect_no_partial_overlap(const nlohmann::json& trace) {
   std::map<std::pair<int, int>, std::vector<std::pair<std::int64_t, std::int64_t>>> tracks;
   for (const auto& e : trace.at("traceEvents"))
     if (e.at("ph") == "X") {
-      const auto begin = std::llround(e.at("ts").get<double>() * 1e3), length = std::llround(e.at("dur").get<double>() * 1e3);
+      const auto begin = std::llround(e.at("ts").get<double>() * 1e3),
+                 length = std::llround(e.at("dur").get<double>() * 1e3);
       EXPECT_GE(length, 1);
       tracks[{e.at("pid"), e.at("tid")}].push_back({begin, begin + length});
     }
   for (auto& [track, events] : tracks) {
     std::sort(events.begin(), events.end());
-    for (std::size_t i = 1; i < events.size(); ++i) EXPECT_GE(events[i].first, events[i - 1].second) << track.first << " " << track.second;
+    for (std::size_t i = 1; i < events.size(); ++i)
+      EXPECT_GE(events[i].first, events[i - 1].second) << track.first << " " << track.second;
   }
 }
 

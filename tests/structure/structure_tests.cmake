@@ -3,7 +3,7 @@ function(add_arrow_test from header expected)
   string(MAKE_C_IDENTIFIER ${header} id)
   set(source ${CMAKE_CURRENT_BINARY_DIR}/arrow_${from}_${id}.cpp)
   file(WRITE ${source} "#include \"${header}\"\n")
-  set(search $<TARGET_PROPERTY:${from},INCLUDE_DIRECTORIES>)
+  set(search $<JOIN:$<TARGET_PROPERTY:${from},INCLUDE_DIRECTORIES>,|>)
   add_test(NAME structure.${from}_${expected}_include_${header}
     COMMAND ${CMAKE_COMMAND} -DCOMPILER=${CMAKE_CXX_COMPILER} "-DINCLUDES=${search}" -DSOURCE=${source} -DHEADER=${header}
             -DEXPECTED=${expected} -P ${CMAKE_CURRENT_SOURCE_DIR}/structure/try_include.cmake

@@ -1,5 +1,6 @@
 # Compiles SOURCE, which includes HEADER, with a room's search path. EXPECTED `may`: it compiles; `must_not`: it does not,
 # because the header is not there.
+string(REPLACE "|" ";" INCLUDES "${INCLUDES}")
 set(flags "")
 foreach(directory ${INCLUDES})
   list(APPEND flags -I${directory})
