@@ -34,7 +34,8 @@ double peak_rate() {
   for (int i = 0; i < 10; ++i) {
     MPI_Barrier(MPI_COMM_WORLD);
     const auto begin = Clock::now();
-    kernels::gemm<float>(kernels::Transpose::kNo, kernels::Transpose::kNo, n, n, n, 1, a.data(), n, b.data(), n, 0, c.data(), n);
+    kernels::gemm<float>(kernels::Transpose::kNo, kernels::Transpose::kNo, n, n, n, 1, a.data(), n, b.data(), n, 0,
+                         c.data(), n);
     best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count());
   }
   return 2.0 * n * n * n / best;
@@ -57,13 +58,14 @@ void bench(const std::string& file) {
     executor.load_parameters(initial_weights<float>(specs, config.model.width, 1));
     for (int step = 0; step < kWarmUp + kSteps; ++step) {
       std::uint32_t id = 1;
-      const StepResult r = executor.run_step({.step = step, .learning_rate = 1e-3, .fill = [&](int, std::int32_t* in, std::int32_t* out) {
-                                                for (std::int64_t i = 0; i < set.step.microbatch * set.step.tokens; ++i) {
-                                                  in[i] = static_cast<std::int32_t>((id >> 8) % static_cast<std::uint32_t>(config.model.vocab));
-                                                  id = id * 1664525 + 1013904223;
-                                                  out[i] = static_cast<std::int32_t>((id >> 8) % static_cast<std::uint32_t>(config.model.vocab));
-                                                }
-                                              }});
+      const StepResult r = executor.run_step(
+          {.step = step, .learning_rate = 1e-3, .fill = [&](int, std::int32_t* in, std::int32_t* out) {
+             for (std::int64_t i = 0; i < set.step.microbatch * set.step.tokens; ++i) {
+               in[i] = static_cast<std::int32_t>((id >> 8) % static_cast<std::uint32_t>(config.model.vocab));
+               id = id * 1664525 + 1013904223;
+               out[i] = static_cast<std::int32_t>((id >> 8) % static_cast<std::uint32_t>(config.model.vocab));
+             }
+           }});
       if (step < kWarmUp) continue;
       if (!timeline) {
         wall.push_back(r.report.end.value);
@@ -80,10 +82,12 @@ void bench(const std::string& file) {
     }
   }
   if (rank == 0)
-    fmt::print("{} rank(s), plan {}: {:.0f} tokens/s (median of {} steps, {:.1f} ms); products take {:.0f} % of the step at {:.1f} GFLOP/s a "
-               "rank, {:.0f} % of the peak of {:.1f} measured in this run\n",
-               ranks, to_text(plan), static_cast<double>(config.tokens_per_step()) / median(wall), kSteps, 1e3 * median(wall),
-               100 * median(products), median(rate) / 1e9, 100 * median(rate) / peak, peak / 1e9);
+    fmt::print(
+        "{} rank(s), plan {}: {:.0f} tokens/s (median of {} steps, {:.1f} ms); products take {:.0f} % of the step at "
+        "{:.1f} GFLOP/s a "
+        "rank, {:.0f} % of the peak of {:.1f} measured in this run\n",
+        ranks, to_text(plan), static_cast<double>(config.tokens_per_step()) / median(wall), kSteps, 1e3 * median(wall),
+        100 * median(products), median(rate) / 1e9, 100 * median(rate) / peak, peak / 1e9);
 }
 
 }  // namespace

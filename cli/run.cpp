@@ -3,6 +3,7 @@
 // The process that the user calls chooses the plan (searching first where it must) and starts one rank per device, which
 // are this same command under mpirun with the plan written out. Under a user's own mpirun, rank 0 chooses for all.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
@@ -124,8 +125,8 @@ std::int64_t all_bytes(const Traffic& traffic) {
   return sum;
 }
 
-// What rank 0 says after the last step.
-void summarise(const Options& options, const Plan& plan, const ProgramSet& set, std::int64_t steps,
+// What rank 0 says after the last step. False if the program that ran is not the one that was predicted.
+bool summarise(const Options& options, const Plan& plan, const ProgramSet& set, std::int64_t steps,
                StepTotals predicted, const TrainSummary& summary) {
   predicted.flops = flops_of_routed_rows(set, summary.ranks);
   const StepReport report = counted_report(summary);
@@ -141,10 +142,6 @@ void summarise(const Options& options, const Plan& plan, const ProgramSet& set, 
               << (counts_equal(predicted, counted) ? "All counts are equal" : "The counts differ")
               << " (FLOPs at the rows that were routed).\n";
   }
-  if (!options.trace.empty()) {
-    write_trace_file(options.trace, report, {.title = fmt::format("{}, measured", to_text(plan)), .mesh = plan.mesh});
-    log_info(fmt::format("{}: the last step, measured; open it in https://ui.perfetto.dev", options.trace));
-  }
   if (options.stored_plan && !options.rehearse) {
     const auto figures = [](const StepTotals& t) {
       return RunFigures{t.step_time.value, t.flops, all_bytes(t.traffic), t.peak_bytes.value};
@@ -152,12 +149,22 @@ void summarise(const Options& options, const Plan& plan, const ProgramSet& set, 
     Store(options.system.database)
         .save(StoredRun{*options.stored_plan, "", steps, figures(predicted), figures(counted)});
   }
+  if (!options.trace.empty()) {
+    write_trace_file(options.trace, report, {.title = fmt::format("{}, measured", to_text(plan)), .mesh = plan.mesh});
+    log_info(fmt::format("{}: the last step, measured; open it in https://ui.perfetto.dev", options.trace));
+  }
+  if (!counts_equal(predicted, counted)) log_warning("the counts differ from the prediction: this is an error of ours");
+  return counts_equal(predicted, counted);
 }
 
 int run_rank(Options options, const Invocation& invocation) {
   const MpiSession mpi;
   const bool first = mpi.rank() == 0;
   const TrainingConfig published = read(options, options.started || !first);
+  if (options.config.print) {
+    if (first) print_config(options.config, published);
+    return kDone;
+  }
   const System system = load_any_system(options.system.system, invocation);
   const std::string chosen = mpi.from_rank_0([&]() -> std::string {
     const ChosenPlan plan = choose_plan(options.plan, true, published, system, options.system.database);
@@ -195,6 +202,7 @@ int run_rank(Options options, const Invocation& invocation) {
   });
 
   const std::int64_t steps = options.steps_of(config);
+  if (first && !options.started && !options.rehearse) keep_record(published, plan, system.name);
   if (first && !options.config.json) {
     std::cout << fmt::format("{}: {} parameters, {} tokens a step, {} ranks, f32\n{}\n", config.name,
                              with_commas(count_parameters(config.model).total()),
@@ -217,8 +225,32 @@ int run_rank(Options options, const Invocation& invocation) {
   };
   const TrainSummary summary = train(set, config.model, config, mpi.world(), data,
                                      {.steps = steps, .timeline = !options.trace.empty()}, on_step);
-  if (first) summarise(options, plan, set, steps, predicted, summary);
-  return kDone;
+  return !first || summarise(options, plan, set, steps, predicted, summary) ? kDone : kInternalError;
+}
+
+// Whether the plan's program, in f32, fits on the system's devices and, all ranks together, on this machine. Says why not.
+bool fits(const TrainingConfig& config, const System& system, const Plan& plan) {
+  const Problem problem = make_problem(config, system, DType::kF32);
+  const ProgramSet set = lower(problem.model, problem.shape, plan);
+  const auto gib = [](double bytes) { return bytes / static_cast<double>(kGiB); };
+  const double needed = static_cast<double>(memory_needed(set).value),
+               usable = static_cast<double>(system.usable_memory.value);
+  if (needed > usable) {
+    log_warning(fmt::format("{} needs {:.2f} GiB on a device in f32, {} has {:.2f} GiB usable", to_text(plan),
+                            gib(needed), system.name, gib(usable)));
+    return false;
+  }
+  double all = 0;
+  for (const Program& stage : set.stages) all += static_cast<double>(stage.arena_bytes) * plan.mesh.dp * plan.mesh.tp;
+  const double here = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
+  if (all > here) {
+    log_warning(
+        fmt::format("the {} ranks of {} need {:.1f} GiB together, this machine has {:.1f}: --rehearse runs the same "
+                    "program at reduced size",
+                    plan.mesh.ranks(), to_text(plan), gib(all), gib(here)));
+    return false;
+  }
+  return true;
 }
 
 int run(const Options& options, const Invocation& invocation) {
@@ -237,6 +269,9 @@ int run(const Options& options, const Invocation& invocation) {
     throw InputError(Diagnostic{"--data", "", Json(options.data).dump(-1, ' ', false, Json::error_handler_t::replace),
                                 "a text file, a .npy file, or a folder of .npy files",
                                 "there is nothing of this name"});
+  if (!options.trace.empty() && !std::ofstream(options.trace, std::ios::app))
+    throw InputError(Diagnostic{"--trace", "", options.trace, "a file that can be written", "make its folder first"});
+  if (!options.rehearse && !fits(config, system, chosen.plan)) return kNothingFeasible;
   return start_ranks(options, config, system, chosen, invocation);
 }
 

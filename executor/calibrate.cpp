@@ -48,9 +48,18 @@ void sample_model(MPI_Comm comm, std::int64_t width, std::int64_t tokens, std::i
                   std::vector<Sample>& samples) {
   constexpr int kWarmUp = 1, kSteps = 5;
   const ModelSpec model = jaxformer("calibration",
-                                    {.model_dimension = width, .vocab_size = vocab, .n_head = width / 32, .blocks = 1,
-                                     .layers_per_block = 2, .latent_dim = width / 4, .dhR = 32, .dropout_rate = 0.1, .k = 2,
-                                     .n_experts = 8, .n_shared = 1, .capacity_factor = 1.5},
+                                    {.model_dimension = width,
+                                     .vocab_size = vocab,
+                                     .n_head = width / 32,
+                                     .blocks = 1,
+                                     .layers_per_block = 2,
+                                     .latent_dim = width / 4,
+                                     .dhR = 32,
+                                     .dropout_rate = 0.1,
+                                     .k = 2,
+                                     .n_experts = 8,
+                                     .n_shared = 1,
+                                     .capacity_factor = 1.5},
                                     1e-2);
   const ProgramSet set = lower(model, {.sequences = sequences, .tokens = tokens}, Plan{});
   Executor<float> executor(set, MPI_COMM_SELF, {.seed = 1, .timeline = true});
@@ -60,15 +69,17 @@ void sample_model(MPI_Comm comm, std::int64_t width, std::int64_t tokens, std::i
   for (int step = 0; step < kWarmUp + kSteps; ++step) {
     MPI_Barrier(comm);
     std::int32_t id = 0;
-    const StepResult r = executor.run_step({.step = step, .learning_rate = 1e-3, .fill = [&](int, std::int32_t* in, std::int32_t* out) {
-                                              for (std::int64_t i = 0; i < sequences * tokens; ++i) {
-                                                in[i] = id;
-                                                out[i] = id = static_cast<std::int32_t>((id * 1103515245LL + 12345) % vocab);
-                                              }
-                                            }});
+    const StepResult r =
+        executor.run_step({.step = step, .learning_rate = 1e-3, .fill = [&](int, std::int32_t* in, std::int32_t* out) {
+                             for (std::int64_t i = 0; i < sequences * tokens; ++i) {
+                               in[i] = id;
+                               out[i] = id = static_cast<std::int32_t>((id * 1103515245LL + 12345) % vocab);
+                             }
+                           }});
     if (step < kWarmUp) continue;
     times.resize(r.report.timeline.size());
-    for (std::size_t i = 0; i < times.size(); ++i) times[i].push_back(r.report.timeline[i].end.value - r.report.timeline[i].begin.value);
+    for (std::size_t i = 0; i < times.size(); ++i)
+      times[i].push_back(r.report.timeline[i].end.value - r.report.timeline[i].begin.value);
   }
   std::size_t i = 0;
   for_each_op(set, set.stages.front(), [&](const Slot&, const Call&, const Piece& piece, const Op& op) {
@@ -112,8 +123,10 @@ Json fit_kind(const std::vector<Sample>& samples, const Json& source) {
     return {{"overhead_us", quantity(overhead * 1e6)}, {"bytes_per_s", quantity(bandwidth)}};
   }
   Json points = Json::array();
-  for (const auto& [size, sum] : by_size) points.push_back({{"smallest_dimension", size}, {"flops_per_s", sum.first / sum.second}});
-  return {{"overhead_us", quantity(kOverhead * 1e6)}, {"flops_per_s", {{"f32", {{"source", source}, {"points", points}}}}}};
+  for (const auto& [size, sum] : by_size)
+    points.push_back({{"smallest_dimension", size}, {"flops_per_s", sum.first / sum.second}});
+  return {{"overhead_us", quantity(kOverhead * 1e6)},
+          {"flops_per_s", {{"f32", {{"source", source}, {"points", points}}}}}};
 }
 
 // FLOP/s of one large product, all ranks at once: what utilisation is measured against.
@@ -124,7 +137,8 @@ double peak_rate(MPI_Comm comm) {
   for (int i = 0; i < 8; ++i) {
     MPI_Barrier(comm);
     const auto begin = Clock::now();
-    kernels::gemm<float>(kernels::Transpose::kNo, kernels::Transpose::kNo, n, n, n, 1, a.data(), n, b.data(), n, 0, c.data(), n);
+    kernels::gemm<float>(kernels::Transpose::kNo, kernels::Transpose::kNo, n, n, n, 1, a.data(), n, b.data(), n, 0,
+                         c.data(), n);
     seconds.push_back(seconds_since(begin));
   }
   return 2.0 * n * n * n / *std::min_element(seconds.begin(), seconds.end());
@@ -160,34 +174,44 @@ Json measure_network(MPI_Comm comm, const Json& source) {
       Json points = Json::array();
       for (std::int64_t bytes = smallest; bytes <= largest; bytes *= 8) {
         const std::int64_t n = bytes / 4 / p * p;
-        points.push_back({{"bytes", n * 4}, {"us", std::max(1e-3, 1e6 * timed(comm, [&] { run(static_cast<std::size_t>(n)); }))}});
+        points.push_back(
+            {{"bytes", n * 4}, {"us", std::max(1e-3, 1e6 * timed(comm, [&] { run(static_cast<std::size_t>(n)); }))}});
       }
       collectives.push_back({{"kind", kind}, {"members", p}, {"source", source}, {"points", points}});
     };
     const auto part = static_cast<std::size_t>(p);
-    curve("all-gather", 4096, kLargest, [&](std::size_t n) { ring_all_gather<float>(group, {x.data(), n / part}, {y.data(), n}); });
-    curve("reduce-scatter", 4096, kLargest,
-          [&](std::size_t n) { ring_reduce_scatter<float>(group, {x.data(), n}, {y.data(), n / part}, {scratch.data(), n / part}); });
-    curve("all-reduce", 4096, kLargest, [&](std::size_t n) { ring_all_reduce<float>(group, {x.data(), n}, {scratch.data(), n / part}); });
+    curve("all-gather", 4096, kLargest, [&](std::size_t n) {
+      ring_all_gather<float>(group, {x.data(), n / part}, {y.data(), n});
+    });
+    curve("reduce-scatter", 4096, kLargest, [&](std::size_t n) {
+      ring_reduce_scatter<float>(group, {x.data(), n}, {y.data(), n / part}, {scratch.data(), n / part});
+    });
+    curve("all-reduce", 4096, kLargest, [&](std::size_t n) {
+      ring_all_reduce<float>(group, {x.data(), n}, {scratch.data(), n / part});
+    });
     curve("direct all-reduce", 64, 4096, [&](std::size_t n) {
-      direct_all_reduce<double>(group, {reinterpret_cast<double*>(x.data()), n / 2}, {reinterpret_cast<double*>(scratch.data()), n / 2 * part});
+      direct_all_reduce<double>(group, {reinterpret_cast<double*>(x.data()), n / 2},
+                                {reinterpret_cast<double*>(scratch.data()), n / 2 * part});
     });
     std::fill(x.begin(), x.end(), 1.0f);
     MPI_Comm_free(&group);
   }
-  Json network{{"model", "measured"}, {"overlaps_compute", {{"value", false}, {"source", "communication is blocking in this executor"}}}};
+  Json network{{"model", "measured"},
+               {"overlaps_compute", {{"value", false}, {"source", "communication is blocking in this executor"}}}};
   if (ranks > 1) network["collectives"] = collectives;
   Json points = Json::array();
   for (std::int64_t bytes = 64; bytes <= kLargest; bytes *= 16) {
     const auto n = static_cast<std::size_t>(bytes / 4);
     double s = 1e-7;
     if (ranks > 1)
-      s = timed(comm, [&] {  // there and back
-        for (int turn = 0; turn < 2; ++turn) {
-          if (rank == turn) isend<float>(comm, 1 - turn, {x.data(), n}).wait();
-          if (rank == 1 - turn) recv<float>(comm, turn, {y.data(), n});
-        }
-      }) / 2;
+      s = timed(comm,
+                [&] {  // there and back
+                  for (int turn = 0; turn < 2; ++turn) {
+                    if (rank == turn) isend<float>(comm, 1 - turn, {x.data(), n}).wait();
+                    if (rank == 1 - turn) recv<float>(comm, turn, {y.data(), n});
+                  }
+                }) /
+          2;
     points.push_back({{"bytes", bytes}, {"us", s * 1e6}});
   }
   network["message"] = {{"source", source}, {"points", points}};
@@ -209,7 +233,8 @@ Json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& pro
   say("peak of matrix products");
   const double peak = peak_rate(comm);
   std::vector<Sample> samples;
-  for (const auto& [width, tokens, sequences, vocab] : {std::array<std::int64_t, 4>{64, 64, 4, 512}, {128, 128, 4, 2048}, {256, 256, 4, 4096}}) {
+  for (const auto& [width, tokens, sequences, vocab] :
+       {std::array<std::int64_t, 4>{64, 64, 4, 512}, {128, 128, 4, 2048}, {256, 256, 4, 4096}}) {
     say(fmt::format("operations of a model of width {}", width));
     sample_model(comm, width, tokens, sequences, vocab, samples);
   }

@@ -44,9 +44,10 @@ class Executor<Real>::Interpreter {
       : e_(executor), input_(input), mesh_(executor.mesh_), begin_(Clock::now()) {
     const StepShape& step = e_.set_.step;
     sequences_.resize(static_cast<std::size_t>(step.microbatch));
-    for (const Block& block : e_.set_.blocks) routed_rows_.resize(std::max(routed_rows_.size(), static_cast<std::size_t>(block.layer + 1)));
-    scratch_.resize(static_cast<std::size_t>(
-        kernels::routing_scratch({.tokens = step.tokens, .experts = e_.set_.experts})));
+    for (const Block& block : e_.set_.blocks)
+      routed_rows_.resize(std::max(routed_rows_.size(), static_cast<std::size_t>(block.layer + 1)));
+    scratch_.resize(
+        static_cast<std::size_t>(kernels::routing_scratch({.tokens = step.tokens, .experts = e_.set_.experts})));
   }
 
   void run() {
@@ -54,7 +55,6 @@ class Executor<Real>::Interpreter {
     for (const Slot& slot : e_.program_.slots) {
       slot_ = &slot;
       if (slot.microbatch >= 0) number_sequences(slot.microbatch);
-      wait_for_buffers(slot);
       for (const Call& call : e_.program_.chunks[slot.chunk].calls) {
         call_ = &call;
         piece_ = &e_.set_.pieces[call.piece];
@@ -105,7 +105,8 @@ class Executor<Real>::Interpreter {
 
   void number_sequences(int microbatch) {
     const StepShape& step = e_.set_.step;
-    const std::int64_t first = (static_cast<std::int64_t>(microbatch) * mesh_.shape().dp + mesh_.coordinates().dp) * step.microbatch;
+    const std::int64_t first =
+        (static_cast<std::int64_t>(microbatch) * mesh_.shape().dp + mesh_.coordinates().dp) * step.microbatch;
     for (std::int64_t b = 0; b < step.microbatch; ++b) sequences_[static_cast<std::size_t>(b)] = first + b;
   }
 
@@ -119,21 +120,22 @@ class Executor<Real>::Interpreter {
     }
   }
 
-  // A buffer that a message is still being sent from must not be written: the write depends on the send.
-  void wait_for_buffers(const Slot& slot) {
-    const auto wait_at = [&](Anchor anchor) {
-      const std::int64_t at = slot.anchor[static_cast<int>(anchor)];
+  // An operation that writes where a message is still being sent from depends on the send.
+  void wait_for_sends(const Op& op) {
+    for_each_operand(op, [&](std::string_view, const View& view, Access access) {
+      if (access == Access::kRead) return;
+      const Tensor& t = piece_->tensors[static_cast<std::size_t>(view.tensor)];
+      const std::int64_t begin = address(e_.program_, *slot_, *call_, t), end = begin + t.bytes();
       std::erase_if(pending_, [&](Sent& s) {
-        if (s.address != at) return false;
+        if (s.end <= begin || end <= s.begin) return false;
         s.send.wait();
         return true;
       });
-    };
-    if (slot.action == Action::kForward) wait_at(Anchor::kOutbox);
-    if (slot.action == Action::kRecvBackward || slot.action == Action::kBackward) wait_at(Anchor::kGradientFlow);
+    });
   }
 
   void run(const Op& op) {
+    if (!pending_.empty()) wait_for_sends(op);
     if (!e_.options_.timeline) {
       std::visit([this](const auto& o) { (*this)(o); }, op);
       return;
@@ -142,44 +144,50 @@ class Executor<Real>::Interpreter {
     const auto begin = Clock::now();
     const std::int64_t flops = kernels::flop_count();
     std::visit([this](const auto& o) { (*this)(o); }, op);
-    const auto seconds = [&](Clock::time_point t) { return Seconds{std::chrono::duration<double>(t - begin_).count()}; };
-    timeline_.push_back({stream_of(op), seconds(begin), seconds(Clock::now()), std::string(op_name(op)),
-                         call_->layer >= 0 ? slot_name(*slot_) + " L" + std::to_string(call_->layer) : slot_name(*slot_),
-                         bytes_sent(op, *piece_, mesh_.shape()), Flops{kernels::flop_count() - flops}});
+    const auto seconds = [&](Clock::time_point t) {
+      return Seconds{std::chrono::duration<double>(t - begin_).count()};
+    };
+    timeline_.push_back(
+        {stream_of(op), seconds(begin), seconds(Clock::now()), std::string(op_name(op)),
+         call_->layer >= 0 ? slot_name(*slot_) + " L" + std::to_string(call_->layer) : slot_name(*slot_),
+         bytes_sent(op, *piece_, mesh_.shape()), Flops{kernels::flop_count() - flops}});
   }
 
   // ---- matrix products ----
 
   void operator()(const Gemm& op) {
-    kernels::gemm<Real>(transpose(op.ta), transpose(op.tb), op.m(), op.n(), op.k(), 1, real(op.a), op.a.ld, real(op.b), op.b.ld,
-                        op.accumulate ? 1 : 0, real(op.c), op.c.ld);
+    kernels::gemm<Real>(transpose(op.ta), transpose(op.tb), op.m(), op.n(), op.k(), 1, real(op.a), op.a.ld, real(op.b),
+                        op.b.ld, op.accumulate ? 1 : 0, real(op.c), op.c.ld);
     if (op.bias) kernels::add_bias<Real>(op.m(), op.n(), real(op.bias), real(op.c), op.c.ld);
   }
   void operator()(const GroupedGemm& op) {
     const ExpertRows rows = expert_rows(op.rows, op.experts, op.capacity);
     if (op.ta) {
-      kernels::expert_weight_gradient<Real>(rows, op.a.cols, op.b.cols, real(op.a), op.a.ld, real(op.b), op.b.ld, op.accumulate,
-                                            real(op.c));
+      kernels::expert_weight_gradient<Real>(rows, op.a.cols, op.b.cols, real(op.a), op.a.ld, real(op.b), op.b.ld,
+                                            op.accumulate, real(op.c));
       return;
     }
-    kernels::expert_gemm<Real>(rows, transpose(op.tb), op.c.cols, op.a.cols, real(op.a), op.a.ld, real(op.b), real(op.c), op.c.ld);
+    kernels::expert_gemm<Real>(rows, transpose(op.tb), op.c.cols, op.a.cols, real(op.a), op.a.ld, real(op.b),
+                               real(op.c), op.c.ld);
     if (op.bias) kernels::expert_add_bias<Real>(rows, op.c.cols, real(op.bias), real(op.c));
   }
   void operator()(const ColumnSum& op) {
     kernels::column_sum<Real>(op.in.rows, op.in.cols, real(op.in), op.in.ld, op.accumulate, op.repeat, real(op.out));
   }
   void operator()(const GroupedColumnSum& op) {
-    kernels::expert_column_sum<Real>(expert_rows(op.rows, op.experts, op.capacity), op.in.cols, real(op.in), real(op.weight),
-                                     static_cast<Real>(op.scale), op.accumulate, real(op.out));
+    kernels::expert_column_sum<Real>(expert_rows(op.rows, op.experts, op.capacity), op.in.cols, real(op.in),
+                                     real(op.weight), static_cast<Real>(op.scale), op.accumulate, real(op.out));
   }
 
   // ---- row-wise ----
 
   void operator()(const RmsNorm& op) {
     if (op.rstd_known)
-      kernels::rms_norm_apply<Real>(op.x.rows, op.x.cols, real(op.x), real(op.rstd), real(op.gamma), real(op.beta), real(op.out));
+      kernels::rms_norm_apply<Real>(op.x.rows, op.x.cols, real(op.x), real(op.rstd), real(op.gamma), real(op.beta),
+                                    real(op.out));
     else
-      kernels::rms_norm<Real>(op.x.rows, op.x.cols, real(op.x), real(op.gamma), real(op.beta), real(op.out), real(op.rstd));
+      kernels::rms_norm<Real>(op.x.rows, op.x.cols, real(op.x), real(op.gamma), real(op.beta), real(op.out),
+                              real(op.rstd));
   }
   void operator()(const RmsNormBackward& op) {
     kernels::rms_norm_backward<Real>(op.x.rows, op.x.cols, real(op.x), real(op.rstd), real(op.gamma), real(op.dy),
@@ -187,9 +195,10 @@ class Executor<Real>::Interpreter {
   }
   void operator()(const Rope& op) {
     const std::int64_t tokens = op.x.rows / op.batch;
-    kernels::rope<Real>(rope_table(op.width),
-                        {tokens, op.batch, op.heads, op.x.ld, op.own_sequence_part ? mesh_.coordinates().tp * tokens : 0},
-                        op.inverse, real(op.x));
+    kernels::rope<Real>(
+        rope_table(op.width),
+        {tokens, op.batch, op.heads, op.x.ld, op.own_sequence_part ? mesh_.coordinates().tp * tokens : 0}, op.inverse,
+        real(op.x));
   }
   const kernels::RopeTable<Real>& rope_table(std::int64_t width) {
     for (const auto& table : e_.rope_tables_)
@@ -201,13 +210,14 @@ class Executor<Real>::Interpreter {
     return {s.tokens, s.batch, s.heads, s.head_dim, s.rope_width, s.block};
   }
   void operator()(const AttentionForward& op) {
-    kernels::attention_forward<Real>(attention_shape(op.shape), {real(op.qn), real(op.qr), real(op.kv), real(op.kr), op.kr.ld},
-                                     real(op.out), real(op.lse), real(op.scratch));
+    kernels::attention_forward<Real>(attention_shape(op.shape),
+                                     {real(op.qn), real(op.qr), real(op.kv), real(op.kr), op.kr.ld}, real(op.out),
+                                     real(op.lse), real(op.scratch));
   }
   void operator()(const AttentionBackward& op) {
-    kernels::attention_backward<Real>(attention_shape(op.shape), {real(op.qn), real(op.qr), real(op.kv), real(op.kr), op.kr.ld},
-                                      real(op.lse), real(op.dout),
-                                      {real(op.dqn), real(op.dqr), real(op.dkv), real(op.dkr), op.dkr.ld, false}, real(op.scratch));
+    kernels::attention_backward<Real>(
+        attention_shape(op.shape), {real(op.qn), real(op.qr), real(op.kv), real(op.kr), op.kr.ld}, real(op.lse),
+        real(op.dout), {real(op.dqn), real(op.dqr), real(op.dkv), real(op.dkr), op.dkr.ld, false}, real(op.scratch));
   }
   void operator()(const Gelu& op) {
     if (op.rows)
@@ -217,7 +227,8 @@ class Executor<Real>::Interpreter {
   }
   void operator()(const GeluBackward& op) {
     if (op.rows)
-      kernels::expert_gelu_backward<Real>(expert_rows(op.rows, op.experts, op.capacity), op.in.cols, real(op.in), real(op.d), real(op.d));
+      kernels::expert_gelu_backward<Real>(expert_rows(op.rows, op.experts, op.capacity), op.in.cols, real(op.in),
+                                          real(op.d), real(op.d));
     else
       kernels::gelu_backward<Real>(count(op.in), real(op.in), real(op.d), real(op.d));
   }
@@ -240,14 +251,16 @@ class Executor<Real>::Interpreter {
 
   void operator()(const Route& op) {
     const kernels::RoutingShape shape = routing_shape(op.shape);
-    const kernels::Routing<Real> routing{ints(op.choice), ints(op.slot), real(op.gate), ints(op.rows), real(op.fraction)};
+    const kernels::Routing<Real> routing{ints(op.choice), ints(op.slot), real(op.gate), ints(op.rows),
+                                         real(op.fraction)};
     double balance = 0;
     std::int64_t dropped = 0;
     std::vector<double> load(static_cast<std::size_t>(shape.experts), 0.0);
     const kernels::RoutingStatistics statistics{load.data(), &dropped, &balance};
     if (input_.replay) {
       const auto [choice, kept] = recorded(op.shape);
-      kernels::replay_routing<Real>(shape, real(op.scores), choice.data(), kept.data(), routing, statistics, scratch_.data());
+      kernels::replay_routing<Real>(shape, real(op.scores), choice.data(), kept.data(), routing, statistics,
+                                    scratch_.data());
     } else {
       kernels::route<Real>(shape, real(op.scores), routing, statistics, scratch_.data());
     }
@@ -292,8 +305,8 @@ class Executor<Real>::Interpreter {
   }
 
   void operator()(const RouteBackward& op) {
-    kernels::routing_backward<Real>(routing_shape(op.shape), real(op.scores), ints(op.choice), real(op.gate), real(op.dgate),
-                                    real(op.dscores));
+    kernels::routing_backward<Real>(routing_shape(op.shape), real(op.scores), ints(op.choice), real(op.gate),
+                                    real(op.dgate), real(op.dscores));
   }
   void operator()(const RouterScoreBackward& op) {
     Real* d = real(op.dscores);
@@ -309,26 +322,27 @@ class Executor<Real>::Interpreter {
     if (!op.accumulate) kernels::fill<Real>(count(op.dh), 0, real(op.dh));
     kernels::dispatch_backward<Real>(op.dh.rows, op.shape.choices, op.dh.cols, ints(op.slot), real(op.d), real(op.dh));
   }
-  kernels::Combine<Real> combine(const RouteShape& s, std::int64_t width, double p, const View& choice, const View& slot,
-                                 const View& gate) {
-    return {token_rows(s.tokens, false), s.experts, s.choices, width, dropout(DropoutSite::kExpert, p),
-            ints(choice), ints(slot), real(gate)};
+  kernels::Combine<Real> combine(const RouteShape& s, std::int64_t width, double p, const View& choice,
+                                 const View& slot, const View& gate) {
+    return {token_rows(s.tokens, false),      s.experts,    s.choices,  width,
+            dropout(DropoutSite::kExpert, p), ints(choice), ints(slot), real(gate)};
   }
   void operator()(const Combine& op) {
-    kernels::combine<Real>(combine(op.shape, op.out.cols, op.dropout, op.choice, op.slot, op.gate), real(op.in), real(op.bias),
-                           static_cast<Real>(op.bias_scale), real(op.out));
+    kernels::combine<Real>(combine(op.shape, op.out.cols, op.dropout, op.choice, op.slot, op.gate), real(op.in),
+                           real(op.bias), static_cast<Real>(op.bias_scale), real(op.out));
   }
   void operator()(const CombineBackward& op) {
-    kernels::combine_backward<Real>(combine(op.shape, op.dout.cols, op.dropout, op.choice, op.slot, op.gate), real(op.dout),
-                                    real(op.d), real(op.row_gate));
+    kernels::combine_backward<Real>(combine(op.shape, op.dout.cols, op.dropout, op.choice, op.slot, op.gate),
+                                    real(op.dout), real(op.d), real(op.row_gate));
   }
   void operator()(const GateBackward& op) {
-    kernels::gate_gradient<Real>(combine(op.shape, op.d.cols, 0, op.choice, op.slot, {}), op.a.cols, real(op.a), real(op.da),
-                                 real(op.d), real(op.bias), static_cast<Real>(op.bias_scale), real(op.dgate));
+    kernels::gate_gradient<Real>(combine(op.shape, op.d.cols, 0, op.choice, op.slot, {}), op.a.cols, real(op.a),
+                                 real(op.da), real(op.d), real(op.bias), static_cast<Real>(op.bias_scale),
+                                 real(op.dgate));
   }
   void operator()(const RowScale& op) {
-    kernels::expert_scale_rows<Real>(expert_rows(op.rows, op.shape.experts, op.shape.row_capacity()), op.x.cols, real(op.row_gate),
-                                     real(op.x));
+    kernels::expert_scale_rows<Real>(expert_rows(op.rows, op.shape.experts, op.shape.row_capacity()), op.x.cols,
+                                     real(op.row_gate), real(op.x));
   }
 
   // ---- embedding and loss ----
@@ -340,19 +354,31 @@ class Executor<Real>::Interpreter {
     kernels::embedding_backward<Real>(op.d.rows, op.d.cols, ints(op.tokens), real(op.d), real(op.dtable));
   }
   void operator()(const LmHead& op) {
-    kernels::LmHead<Real> head{.rows = op.x.rows, .width = op.x.cols, .vocabulary = op.table.rows, .chunk = op.logits.rows,
-                               .x = real(op.x), .table = real(op.table), .targets = ints(op.targets), .scratch = real(op.logits),
-                               .loss_scale = static_cast<Real>(op.scale), .dx = real(op.dx), .dtable = real(op.dtable),
+    kernels::LmHead<Real> head{.rows = op.x.rows,
+                               .width = op.x.cols,
+                               .vocabulary = op.table.rows,
+                               .chunk = op.logits.rows,
+                               .x = real(op.x),
+                               .table = real(op.table),
+                               .targets = ints(op.targets),
+                               .scratch = real(op.logits),
+                               .loss_scale = static_cast<Real>(op.scale),
+                               .dx = real(op.dx),
+                               .dtable = real(op.dtable),
                                .accumulate_dtable = true};
     const std::function<void(std::int64_t, std::int64_t, const Real*)> watch =
-        [&](std::int64_t first, std::int64_t rows, const Real* logits) { e_.on_logits(first, rows, op.table.rows, logits); };
+        [&](std::int64_t first, std::int64_t rows, const Real* logits) {
+          e_.on_logits(first, rows, op.table.rows, logits);
+        };
     if (e_.on_logits) head.on_logits = &watch;
     metrics(op.metrics)[kCrossEntropySum] += kernels::lm_head<Real>(head).loss;
   }
 
   // ---- optimizer ----
 
-  void operator()(const Fill& op) { std::memset(bytes(op.x), 0, static_cast<std::size_t>(count(op.x) * size_of(piece_->tensors[op.x.tensor].dtype))); }
+  void operator()(const Fill& op) {
+    std::memset(bytes(op.x), 0, static_cast<std::size_t>(count(op.x) * size_of(piece_->tensors[op.x.tensor].dtype)));
+  }
   void operator()(const Cast&) { check(false, "cast: this executor computes in the dtype of its state"); }
   void operator()(const SumSquares& op) {
     const double sum = kernels::sum_squares<Real>(count(op.x), real(op.x));
@@ -361,8 +387,8 @@ class Executor<Real>::Interpreter {
   void operator()(const AdamW& op) {
     const double norm = std::sqrt(metrics(op.metrics)[kSquaredNorm]);
     const double factor = norm < e_.options_.clip_norm ? 1.0 : e_.options_.clip_norm / norm;
-    kernels::adamw<Real>({.step = input_.step, .learning_rate = input_.learning_rate, .gradient_factor = factor}, count(op.grad),
-                         real(op.grad), real(op.param), real(op.m), real(op.v_));
+    kernels::adamw<Real>({.step = input_.step, .learning_rate = input_.learning_rate, .gradient_factor = factor},
+                         count(op.grad), real(op.grad), real(op.param), real(op.m), real(op.v_));
   }
 
   // ---- communication ----
@@ -371,29 +397,35 @@ class Executor<Real>::Interpreter {
     const MPI_Comm comm = mesh_.comm(op.group);
     if (op.algorithm == Algorithm::kDirect) {
       double* x = reinterpret_cast<double*>(bytes(op.src));
-      direct_all_reduce<double>(comm, {x, static_cast<std::size_t>(count(op.src))},
-                                {reinterpret_cast<double*>(bytes(op.scratch)), static_cast<std::size_t>(count(op.scratch))});
+      direct_all_reduce<double>(
+          comm, {x, static_cast<std::size_t>(count(op.src))},
+          {reinterpret_cast<double*>(bytes(op.scratch)), static_cast<std::size_t>(count(op.scratch))});
       return;
     }
     switch (op.kind) {
-      case CollectiveKind::kAllGather: ring_all_gather<Real>(comm, span(op.src), span(op.dst)); break;
+      case CollectiveKind::kAllGather:
+        ring_all_gather<Real>(comm, span(op.src), span(op.dst));
+        break;
       case CollectiveKind::kReduceScatter:
         ring_reduce_scatter<Real>(comm, span(op.src), span(op.dst), span(op.scratch), op.accumulate);
         break;
-      case CollectiveKind::kAllReduce: ring_all_reduce<Real>(comm, span(op.src), span(op.scratch)); break;
+      case CollectiveKind::kAllReduce:
+        ring_all_reduce<Real>(comm, span(op.src), span(op.scratch));
+        break;
     }
   }
   int neighbour(Direction d) const { return mesh_.coordinates().pp + static_cast<int>(d); }
   void operator()(const Send& op) {
     const auto x = span(op.x);
-    const std::int64_t at = reinterpret_cast<std::byte*>(x.data()) - e_.arena_.data();
-    pending_.push_back({at, isend<Real>(mesh_.comm(Group::kPp), neighbour(op.to), x)});
+    const std::int64_t begin = reinterpret_cast<std::byte*>(x.data()) - e_.arena_.data();
+    pending_.push_back({begin, begin + static_cast<std::int64_t>(x.size_bytes()),
+                        isend<Real>(mesh_.comm(Group::kPp), neighbour(op.to), x)});
   }
   void operator()(const Recv& op) { recv<Real>(mesh_.comm(Group::kPp), neighbour(op.from), span(op.x)); }
   void operator()(const Free&) {}
 
   struct Sent {
-    std::int64_t address;
+    std::int64_t begin, end;  // bytes of the arena that are being read
     PendingSend send;
   };
 
@@ -467,7 +499,9 @@ StepResult Executor<Real>::run_step(const StepInput& input) {
   const double* sums = interpreter.metrics();
   const auto sequences = static_cast<double>(set_.step.sequences);
   r.cross_entropy = sums[kCrossEntropySum] / (sequences * static_cast<double>(set_.step.tokens));
-  r.balance = set_.experts ? sums[kBalanceSum] / sequences * static_cast<double>(set_.experts) / static_cast<double>(set_.choices) : 0;
+  r.balance = set_.experts ? sums[kBalanceSum] / sequences * static_cast<double>(set_.experts) /
+                                 static_cast<double>(set_.choices)
+                           : 0;
   r.loss = r.cross_entropy + set_.balance_weight * r.balance;
   r.gradient_norm = std::sqrt(sums[kSquaredNorm]);
   r.dropped = sums[kDroppedSum];
@@ -506,7 +540,8 @@ std::vector<std::vector<Real>> Executor<Real>::gather(State what) {
         if (p.tp.kind == Layout::Kind::kReplicate && mesh_.coordinates().tp != 0) continue;
         for_each_run(set_.parameters[p.parameter].shape, p.tp, set_.mesh.tp, mesh_.coordinates().tp,
                      [&](std::int64_t local, std::int64_t global, std::int64_t count) {
-                       std::copy_n(whole.data() + p.offset + local, count, all[static_cast<std::size_t>(p.parameter)].data() + global);
+                       std::copy_n(whole.data() + p.offset + local, count,
+                                   all[static_cast<std::size_t>(p.parameter)].data() + global);
                      });
       }
     }
@@ -517,18 +552,24 @@ std::vector<std::vector<Real>> Executor<Real>::gather(State what) {
 }
 
 template <class Real>
-typename Executor<Real>::ParameterSource initial_weights(const std::vector<ParameterSpec>& parameters, std::int64_t width,
-                                                         std::uint64_t seed) {
+typename Executor<Real>::ParameterSource initial_weights(const std::vector<ParameterSpec>& parameters,
+                                                         std::int64_t width, std::uint64_t seed) {
   return [&parameters, width, seed](int parameter, std::int64_t first, std::int64_t n, Real* out) {
     const ParameterSpec& p = parameters[static_cast<std::size_t>(parameter)];
     const kernels::TensorStream stream{seed, kernels::tensor_id(p.name)};
     switch (p.init) {
-      case Init::kOnes: std::fill_n(out, n, Real{1}); break;
-      case Init::kZeros: std::fill_n(out, n, Real{0}); break;
-      case Init::kNormal: kernels::normal<Real>(stream, first, n, 1.0 / std::sqrt(static_cast<double>(width)), out); break;
+      case Init::kOnes:
+        std::fill_n(out, n, Real{1});
+        break;
+      case Init::kZeros:
+        std::fill_n(out, n, Real{0});
+        break;
+      case Init::kNormal:
+        kernels::normal<Real>(stream, first, n, 1.0 / std::sqrt(static_cast<double>(width)), out);
+        break;
       case Init::kTruncatedNormal:
-        kernels::truncated_normal<Real>(stream, first, n,
-                                        1.0 / std::sqrt(static_cast<double>(p.fan_in)) / kernels::kTruncatedNormalDeviation, out);
+        kernels::truncated_normal<Real>(
+            stream, first, n, 1.0 / std::sqrt(static_cast<double>(p.fan_in)) / kernels::kTruncatedNormalDeviation, out);
         break;
     }
   };
@@ -536,7 +577,9 @@ typename Executor<Real>::ParameterSource initial_weights(const std::vector<Param
 
 template class Executor<float>;
 template class Executor<double>;
-template Executor<float>::ParameterSource initial_weights<float>(const std::vector<ParameterSpec>&, std::int64_t, std::uint64_t);
-template Executor<double>::ParameterSource initial_weights<double>(const std::vector<ParameterSpec>&, std::int64_t, std::uint64_t);
+template Executor<float>::ParameterSource initial_weights<float>(const std::vector<ParameterSpec>&, std::int64_t,
+                                                                 std::uint64_t);
+template Executor<double>::ParameterSource initial_weights<double>(const std::vector<ParameterSpec>&, std::int64_t,
+                                                                   std::uint64_t);
 
 }  // namespace meshwright

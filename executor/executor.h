@@ -20,15 +20,15 @@
 namespace meshwright {
 
 struct ExecutorOptions {
-  std::uint64_t seed = 0;     // of dropout
-  double clip_norm = 1;       // largest global norm of the gradients
-  bool timeline = false;      // reports get an interval per operation
+  std::uint64_t seed = 0;  // of dropout
+  double clip_norm = 1;    // largest global norm of the gradients
+  bool timeline = false;   // reports get an interval per operation
 };
 
 // What one step is given. fill(m, inputs, targets) writes the ids of microbatch m that this rank holds: its dp shard's
 // B sequences, its tp part of the sequence, (Tl, B). It is called on the first and last stage, for every m.
 struct StepInput {
-  std::int64_t step = 0;       // counts optimizer steps from 0; part of dropout's key
+  std::int64_t step = 0;  // counts optimizer steps from 0; part of dropout's key
   double learning_rate = 0;
   std::function<void(int microbatch, std::int32_t* inputs, std::int32_t* targets)> fill;
   RoutingRecord* record = nullptr;        // gets the routing of this rank's sequences
@@ -43,8 +43,9 @@ struct StepResult {
   double gradient_norm = 0;  // before clipping
   double dropped = 0;        // assignments beyond an expert's capacity
   std::vector<double> load;  // per expert: assignments / T, mean over sequences, summed over layers
-  std::vector<std::int64_t> routed_rows;  // of this rank, by layer of the model: rows that its experts got, all microbatches
-  RankReport report;         // of this rank, measured
+  std::vector<std::int64_t>
+      routed_rows;    // of this rank, by layer of the model: rows that its experts got, all microbatches
+  RankReport report;  // of this rank, measured
 };
 
 template <class Real>
@@ -87,7 +88,7 @@ class Executor {
 
 // Initial weights as the model describes them, drawn by (seed, tensor, element): the same on every mesh.
 template <class Real>
-typename Executor<Real>::ParameterSource initial_weights(const std::vector<ParameterSpec>& parameters, std::int64_t width,
-                                                         std::uint64_t seed);
+typename Executor<Real>::ParameterSource initial_weights(const std::vector<ParameterSpec>& parameters,
+                                                         std::int64_t width, std::uint64_t seed);
 
 }  // namespace meshwright

@@ -6,7 +6,8 @@
 #include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <stdexcept>
+
+#include "model/input/diagnostics.h"
 
 namespace meshwright {
 namespace {
@@ -18,7 +19,8 @@ Json to_json(const RankCount& count) {
   for (const auto& [key, bytes] : count.report.traffic) traffic.push_back({key.first, key.second, bytes.value});
   Json timeline = Json::array();
   for (const Interval& i : count.report.timeline)
-    timeline.push_back({static_cast<int>(i.stream), i.begin.value, i.end.value, i.name, i.where, i.bytes.value, i.flops.value});
+    timeline.push_back(
+        {static_cast<int>(i.stream), i.begin.value, i.end.value, i.name, i.where, i.bytes.value, i.flops.value});
   const MeshCoordinates& at = count.report.rank;
   return {{"rank", {at.dp, at.pp, at.tp}},
           {"end", count.report.end.value},
@@ -40,8 +42,13 @@ RankCount from_json(const Json& j) {
   r.bytes_by_class = j["classes"];
   for (const Json& t : j["traffic"]) r.traffic[{t[0], t[1]}] = Bytes{t[2].get<std::int64_t>()};
   for (const Json& i : j["timeline"])
-    r.timeline.push_back({static_cast<Stream>(i[0].get<int>()), {i[1].get<double>()}, {i[2].get<double>()}, i[3], i[4],
-                          {i[5].get<std::int64_t>()}, {i[6].get<std::int64_t>()}});
+    r.timeline.push_back({static_cast<Stream>(i[0].get<int>()),
+                          {i[1].get<double>()},
+                          {i[2].get<double>()},
+                          i[3],
+                          i[4],
+                          {i[5].get<std::int64_t>()},
+                          {i[6].get<std::int64_t>()}});
   count.routed_rows = j["rows"].get<std::vector<std::int64_t>>();
   return count;
 }
@@ -55,7 +62,9 @@ std::vector<RankCount> gather_counts(const RankCount& mine, MPI_Comm comm) {
   const int size = static_cast<int>(text.size());
   std::vector<int> sizes(static_cast<std::size_t>(ranks)), begins(sizes);
   MPI_Gather(&size, 1, MPI_INT, sizes.data(), 1, MPI_INT, 0, comm);
-  for (int r = 1; r < ranks; ++r) begins[static_cast<std::size_t>(r)] = begins[static_cast<std::size_t>(r - 1)] + sizes[static_cast<std::size_t>(r - 1)];
+  for (int r = 1; r < ranks; ++r)
+    begins[static_cast<std::size_t>(r)] =
+        begins[static_cast<std::size_t>(r - 1)] + sizes[static_cast<std::size_t>(r - 1)];
   std::vector<std::uint8_t> all(rank == 0 ? static_cast<std::size_t>(begins.back() + sizes.back()) : 0);
   MPI_Gatherv(text.data(), size, MPI_BYTE, all.data(), sizes.data(), begins.data(), MPI_BYTE, 0, comm);
   std::vector<RankCount> counts;
@@ -76,8 +85,8 @@ double median(std::vector<double> values) {
 
 }  // namespace
 
-TrainSummary train(const ProgramSet& set, const ModelSpec& model, const TrainingConfig& config, MPI_Comm comm, Batches& data,
-                   const TrainOptions& options, const std::function<void(const TrainedStep&)>& on_step) {
+TrainSummary train(const ProgramSet& set, const ModelSpec& model, const TrainingConfig& config, MPI_Comm comm,
+                   Batches& data, const TrainOptions& options, const std::function<void(const TrainedStep&)>& on_step) {
   const auto seed = static_cast<std::uint64_t>(config.seed);
   Executor<float> executor(set, comm, {seed, config.grad_clip_norm, options.timeline});
   const std::vector<ParameterSpec> specs = parameters(model);
@@ -94,20 +103,25 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
   for (std::int64_t step = 0; step < options.steps; ++step) {
     const auto begin = Clock::now();
     const double lr = learning_rate(config.lr, step);
-    StepResult result = executor.run_step({.step = step, .learning_rate = lr, .fill = [&](int m, std::int32_t* in, std::int32_t* out) {
-                                             data.read(step, m, at.dp, at.tp * own, own, {in, held}, {out, held});
-                                           }});
+    StepResult result =
+        executor.run_step({.step = step, .learning_rate = lr, .fill = [&](int m, std::int32_t* in, std::int32_t* out) {
+                             data.read(step, m, at.dp, at.tp * own, own, {in, held}, {out, held});
+                           }});
     // The slowest rank's step, and the largest arena.
-    double worst[2] = {std::chrono::duration<double>(Clock::now() - begin).count(), static_cast<double>(result.report.peak_bytes.value)};
+    double worst[2] = {std::chrono::duration<double>(Clock::now() - begin).count(),
+                       static_cast<double>(result.report.peak_bytes.value)};
     MPI_Allreduce(MPI_IN_PLACE, worst, 2, MPI_DOUBLE, MPI_MAX, executor.mesh().all());
     if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm))
-      throw std::runtime_error(fmt::format("step {}: loss {}, gradient norm {}: not finite, training stops", step, result.loss,
-                                           result.gradient_norm));
+      throw InputError(Diagnostic{
+          config.name, "lr.max_lr", fmt::format("{}", config.lr.max_lr), "a rate at which training stays finite",
+          fmt::format("step {} ended with loss {} and gradient norm {}: lower it, or warm up longer", step, result.loss,
+                      result.gradient_norm)});
     seconds.push_back(worst[0]);
     if (step == 0) summary.first_loss = result.loss;
     summary.last_loss = result.loss;
     count = {result.report, result.routed_rows};
-    if (executor.mesh().rank() == 0 && on_step) on_step({step, lr, worst[0], static_cast<std::int64_t>(worst[1]), std::move(result)});
+    if (executor.mesh().rank() == 0 && on_step)
+      on_step({step, lr, worst[0], static_cast<std::int64_t>(worst[1]), std::move(result)});
   }
   if (!seconds.empty()) summary.median_step_s = median(seconds);
   summary.ranks = gather_counts(count, executor.mesh().all());

@@ -18,7 +18,7 @@ namespace meshwright {
 struct TrainedStep {
   std::int64_t step = 0;  // from 0
   double learning_rate = 0;
-  double seconds = 0;        // from the end of the last step to the end of this one: data and logging included
+  double seconds = 0;           // of the slowest rank, reading the data included
   std::int64_t peak_bytes = 0;  // of the arena, the largest over ranks
   StepResult result;
 };
@@ -30,7 +30,7 @@ struct RankCount {
 };
 
 struct TrainSummary {
-  double median_step_s = 0;  // without the first two steps, where there are more
+  double median_step_s = 0;  // without the first two steps, where there are more than four
   double first_loss = 0, last_loss = 0;
   std::vector<RankCount> ranks;  // on rank 0: of all ranks, in rank order; elsewhere empty
 };
@@ -42,8 +42,8 @@ struct TrainOptions {
 
 // Collective over `comm` (set.mesh.ranks() ranks). `data` must be shaped for set.step. Initial weights and dropout are
 // drawn from config.seed, learning rates and clipping follow the config. `model` is the one that `set` was lowered from.
-// on_step is called on rank 0 after every step. Throws std::runtime_error on all ranks if the loss is not finite.
-TrainSummary train(const ProgramSet& set, const ModelSpec& model, const TrainingConfig& config, MPI_Comm comm, Batches& data,
-                   const TrainOptions& options, const std::function<void(const TrainedStep&)>& on_step);
+// on_step is called on rank 0 after every step. Throws InputError on all ranks if the loss is not finite.
+TrainSummary train(const ProgramSet& set, const ModelSpec& model, const TrainingConfig& config, MPI_Comm comm,
+                   Batches& data, const TrainOptions& options, const std::function<void(const TrainedStep&)>& on_step);
 
 }  // namespace meshwright

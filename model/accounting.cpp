@@ -73,8 +73,7 @@ void list_layer(std::vector<ParameterSpec>& out, const LayerSpec& layer, std::in
                           list.dense("ffn.1", f.hidden, C, f.bias, ModuleKind::kFfn);
                         },
                         [&](const MoeSpec& m) {
-                          if (m.shared > 0)
-                            list.dense("moe.shared", C, m.shared * C, true, ModuleKind::kShared);
+                          if (m.shared > 0) list.dense("moe.shared", C, m.shared * C, true, ModuleKind::kShared);
                           list.dense("moe.router", C, m.experts, true, ModuleKind::kRouter);
                           list.expert_dense("moe.expert.0", m.experts, C, m.hidden);
                           list.expert_dense("moe.expert.1", m.experts, m.hidden, C);
@@ -136,8 +135,7 @@ std::vector<ParameterSpec> parameters(const ModelSpec& model) {
   if (model.learned_positions > 0) {
     list.add("embedding.positions", {model.learned_positions, C}, ModuleKind::kPositions, Init::kNormal, 0);
   }
-  for (std::size_t i = 0; i < model.layers.size(); ++i)
-    list_layer(all, model.layers[i], C, static_cast<int>(i));
+  for (std::size_t i = 0; i < model.layers.size(); ++i) list_layer(all, model.layers[i], C, static_cast<int>(i));
   list.norm("embedding.norm", C, ModuleKind::kFinalNorm);
   if (!model.tied_embedding) list.dense("head", C, V, /*bias=*/false, ModuleKind::kHead);
   return all;
@@ -207,9 +205,8 @@ LayerFlops layer_forward_flops(const LayerSpec& layer, std::int64_t width, std::
     }
   }
   flops.scores.value = std::visit(
-      Overloaded{
-          [&](const MlaSpec& a) { return T * T * a.heads * ((a.head_dim + a.rope_width) + a.head_dim); },
-          [&](const MhaSpec& a) { return T * T * a.heads * (a.head_dim + a.head_dim); }},
+      Overloaded{[&](const MlaSpec& a) { return T * T * a.heads * ((a.head_dim + a.rope_width) + a.head_dim); },
+                 [&](const MhaSpec& a) { return T * T * a.heads * (a.head_dim + a.head_dim); }},
       layer.attention);
   return flops;
 }
@@ -227,12 +224,9 @@ Flops forward_flops(const ModelSpec& model, std::int64_t sequence_length) {
 }
 
 double model_flops(const ModelSpec& model, std::int64_t sequence_length, std::int64_t sequences) {
-  return 3.0 * static_cast<double>(sequences) *
-         static_cast<double>(forward_flops(model, sequence_length).value);
+  return 3.0 * static_cast<double>(sequences) * static_cast<double>(forward_flops(model, sequence_length).value);
 }
 
-double expected_initial_loss(const ModelSpec& model) {
-  return std::log(static_cast<double>(model.vocab)) + 0.5;
-}
+double expected_initial_loss(const ModelSpec& model) { return std::log(static_cast<double>(model.vocab)) + 0.5; }
 
 }  // namespace meshwright

@@ -95,8 +95,7 @@ constexpr Key kSchema[] = {
 // are checked wherever both sides could be read, in the same pass.
 class ConfigReader {
  public:
-  explicit ConfigReader(const JsonDocument& document)
-      : document_(document), reader_(document), top_(reader_.root()) {}
+  explicit ConfigReader(const JsonDocument& document) : document_(document), reader_(document), top_(reader_.root()) {}
 
   TrainingConfig read() {
     if (auto section = top_.object("model_config")) read_model(*section);
@@ -155,9 +154,8 @@ class ConfigReader {
                      fmt::format("at most {} with {} blocks", kMaxLayers / d.blocks, d.blocks));
     }
     if (rope && d.dhR % 2 != 0) {
-      reader_.report(
-          section.path("dhR"), "an even integer",
-          fmt::format("rotary positions turn pairs of channels: take {} or {}", d.dhR - 1, d.dhR + 1));
+      reader_.report(section.path("dhR"), "an even integer",
+                     fmt::format("rotary positions turn pairs of channels: take {} or {}", d.dhR - 1, d.dhR + 1));
     }
     if (choices && experts && d.k > d.n_experts) {
       reader_.report(section.path("k"), fmt::format("at most n_experts, which is {}", d.n_experts),
@@ -165,12 +163,11 @@ class ConfigReader {
     } else if (choices && experts && capacity && has_model_T_) {
       const MoeSpec moe{.experts = d.n_experts, .choices = d.k, .capacity_factor = d.capacity_factor};
       if (expert_capacity(moe, config_.sequence_length) < 1) {
-        reader_.report(
-            section.path("capacity_factor"),
-            fmt::format("T * k * capacity_factor / n_experts of at least 1; it is {:.3g}",
-                        static_cast<double>(config_.sequence_length * d.k) * d.capacity_factor /
-                            static_cast<double>(d.n_experts)),
-            "an expert would accept no token at all: raise capacity_factor or T, or lower n_experts");
+        reader_.report(section.path("capacity_factor"),
+                       fmt::format("T * k * capacity_factor / n_experts of at least 1; it is {:.3g}",
+                                   static_cast<double>(config_.sequence_length * d.k) * d.capacity_factor /
+                                       static_cast<double>(d.n_experts)),
+                       "an expert would accept no token at all: raise capacity_factor or T, or lower n_experts");
       }
     }
   }
@@ -183,8 +180,7 @@ class ConfigReader {
     const auto tokens = section.integer("T", {1, kMaxTokens});
     has_batch_ = store(config_.train_batch_size, section.integer("train_batch_size", {1, kMaxBatch}));
     store(config_.val_batch_size, section.integer("val_batch_size", {1, kMaxBatch}));
-    const bool microbatches =
-        store(config_.microbatches, section.integer("micro_batch_size", {1, kMaxBatch}));
+    const bool microbatches = store(config_.microbatches, section.integer("micro_batch_size", {1, kMaxBatch}));
 
     if (tokens && has_model_T_ && *tokens != config_.sequence_length) {
       reader_.report(section.path("T"),
@@ -216,15 +212,14 @@ class ConfigReader {
                      "the cosine falls from max_lr to end_lr");
     }
     if (warmup && steps && lr.end_steps <= lr.warmup_steps) {
-      reader_.report(section.path("end_steps"),
-                     fmt::format("more than warmup_steps, which is {}", lr.warmup_steps),
+      reader_.report(section.path("end_steps"), fmt::format("more than warmup_steps, which is {}", lr.warmup_steps),
                      "the cosine lies between warmup_steps and end_steps, both counted from step 0");
     }
   }
 
   void read_device(ObjectReader& section) {
-    const auto axes = section.integers("n_device_axis", 3, {1, kMaxAxis},
-                                       "ranks along dp, pp and tp, for example [8, 2, 2]");
+    const auto axes =
+        section.integers("n_device_axis", 3, {1, kMaxAxis}, "ranks along dp, pp and tp, for example [8, 2, 2]");
     if (!axes) return;
     // Each is at most 2^20, so that their product stays within 2^60.
     if ((*axes)[0] * (*axes)[1] * (*axes)[2] > kMaxDevices) {
@@ -286,25 +281,23 @@ class ConfigReader {
       evaluated *= static_cast<double>(factor);
     }
     if (evaluated > static_cast<double>(kMaxTokensPerStep)) {
-      reader_.report(
-          "eval_steps",
-          fmt::format("eval_steps * dp * val_batch_size * T of at most {} tokens", kMaxTokensPerStep),
-          fmt::format("it is {:.3g}: lower eval_steps or val_batch_size", evaluated));
+      reader_.report("eval_steps",
+                     fmt::format("eval_steps * dp * val_batch_size * T of at most {} tokens", kMaxTokensPerStep),
+                     fmt::format("it is {:.3g}: lower eval_steps or val_batch_size", evaluated));
     }
     const double parameters = static_cast<double>(count_parameters(config_.model).total());
     if (parameters > kMaxParameters) {
-      reader_.report(
-          "model_config.model_dimension", fmt::format("a model of at most {:.0e} parameters", kMaxParameters),
-          fmt::format("this one has {:.3g}: lower model_dimension, n_experts or blocks", parameters));
+      reader_.report("model_config.model_dimension",
+                     fmt::format("a model of at most {:.0e} parameters", kMaxParameters),
+                     fmt::format("this one has {:.3g}: lower model_dimension, n_experts or blocks", parameters));
     }
     double flops = static_cast<double>(logits_forward_flops(config_.model, config_.sequence_length).value);
     for (const LayerSpec& layer : config_.model.layers) {
-      flops += static_cast<double>(
-          layer_forward_flops(layer, config_.model.width, config_.sequence_length).total().value);
+      flops +=
+          static_cast<double>(layer_forward_flops(layer, config_.model.width, config_.sequence_length).total().value);
     }
     if (flops > kMaxForwardFlops) {
-      reader_.report("model_config.T",
-                     fmt::format("at most {:.0e} FLOPs for one sequence forward", kMaxForwardFlops),
+      reader_.report("model_config.T", fmt::format("at most {:.0e} FLOPs for one sequence forward", kMaxForwardFlops),
                      fmt::format("this one takes {:.3g}: lower T or the model's size", flops));
     }
   }
@@ -340,8 +333,7 @@ class ConfigReader {
            fmt::format("no bucket is written; the run is saved in runs/{}", config_.name));
     }
     if (config_.wandb) {
-      config_.notes.push_back(
-          "wandb = true: nothing is sent; a line per step is printed, as JSON with --json");
+      config_.notes.push_back("wandb = true: nothing is sent; a line per step is printed, as JSON with --json");
     }
     if (config_.inference.top_k > config_.dimensions.vocab_size) {
       config_.notes.push_back(
@@ -361,9 +353,8 @@ class ConfigReader {
   static bool is_run_name(const std::string& name) {
     constexpr std::size_t kLongest = 100;
     return !name.empty() && name.size() <= kLongest && name.front() != '.' &&
-           std::all_of(name.begin(), name.end(), [](unsigned char c) {
-             return std::isalnum(c) != 0 || c == '.' || c == '_' || c == '-';
-           });
+           std::all_of(name.begin(), name.end(),
+                       [](unsigned char c) { return std::isalnum(c) != 0 || c == '.' || c == '_' || c == '-'; });
   }
 
   // A local directory, or a bucket with a name. Other schemes can't have been meant.
@@ -385,8 +376,8 @@ class ConfigReader {
 double learning_rate(const LrSchedule& schedule, std::int64_t step) {
   assert(step >= 0 && schedule.end_steps > schedule.warmup_steps && schedule.max_lr > 0);
   if (step < schedule.warmup_steps) {
-    return schedule.min_lr + (schedule.max_lr - schedule.min_lr) * static_cast<double>(step) /
-                                 static_cast<double>(schedule.warmup_steps);
+    return schedule.min_lr +
+           (schedule.max_lr - schedule.min_lr) * static_cast<double>(step) / static_cast<double>(schedule.warmup_steps);
   }
   const std::int64_t decay = schedule.end_steps - schedule.warmup_steps;
   const double progress =

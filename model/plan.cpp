@@ -53,7 +53,8 @@ Plan parse_plan(std::string_view text) {
     if (first) {
       const std::size_t a = part.find('x'), b = a == std::string_view::npos ? a : part.find('x', a + 1);
       if (b == std::string_view::npos || !read_count(part.substr(0, a), 1, kMost, plan.mesh.dp) ||
-          !read_count(part.substr(a + 1, b - a - 1), 1, kMost, plan.mesh.pp) || !read_count(part.substr(b + 1), 1, kMost, plan.mesh.tp))
+          !read_count(part.substr(a + 1, b - a - 1), 1, kMost, plan.mesh.pp) ||
+          !read_count(part.substr(b + 1), 1, kMost, plan.mesh.tp))
         fault("mesh", part, "dp x pp x tp, positive whole numbers", "write it as 8x2x2, before the other choices");
       continue;
     }
@@ -67,13 +68,17 @@ Plan parse_plan(std::string_view text) {
     if (key == "microbatches") {
       if (!read_count(value, 1, kMost, plan.microbatches)) fault(path, value, "1 to 1000000", "such as microbatches=4");
     } else if (key == "fsdp") {
-      if (!read_count(value, 0, 3, plan.fsdp)) fault(path, value, "0, 1, 2 or 3", "the ZeRO stage: fsdp=3 shards parameters, too");
+      if (!read_count(value, 0, 3, plan.fsdp))
+        fault(path, value, "0, 1, 2 or 3", "the ZeRO stage: fsdp=3 shards parameters, too");
     } else if (key == "schedule") {
-      if (!read_name(value, kScheduleNames, plan.schedule)) fault(path, value, "gpipe or 1f1b", "such as schedule=1f1b");
+      if (!read_name(value, kScheduleNames, plan.schedule))
+        fault(path, value, "gpipe or 1f1b", "such as schedule=1f1b");
     } else if (key == "recompute") {
-      if (!read_name(value, kRecomputeNames, plan.recompute)) fault(path, value, "none or full", "such as recompute=full");
+      if (!read_name(value, kRecomputeNames, plan.recompute))
+        fault(path, value, "none or full", "such as recompute=full");
     } else {
-      fault(path, value, "schedule, microbatches, fsdp or recompute", "write it as 8x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full");
+      fault(path, value, "schedule, microbatches, fsdp or recompute",
+            "write it as 8x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full");
     }
   }
   if (!text.empty() && text.back() == ',') fault("", text, "no comma at the end", "remove it");

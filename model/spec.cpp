@@ -59,8 +59,7 @@ ModelSpec gpt2(const std::string& name, const Gpt2Dimensions& d) {
   assert(d.heads > 0 && d.width % d.heads == 0);
   const LayerSpec layer{
       .norm = NormKind::kLayerNorm,
-      .attention =
-          MhaSpec{.heads = d.heads, .kv_heads = d.heads, .head_dim = d.width / d.heads, .bias = true},
+      .attention = MhaSpec{.heads = d.heads, .kv_heads = d.heads, .head_dim = d.width / d.heads, .bias = true},
       .ffn = DenseFfnSpec{.hidden = 4 * d.width}};
   return {.name = name,
           .vocab = d.vocab,

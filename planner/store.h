@@ -27,8 +27,8 @@ constexpr std::int32_t kApplicationId = 0x4D574854;  // "MWHT", in the file's he
 
 // What was searched: two searches with equal keys are answers to the same question.
 struct SearchKey {
-  std::string config_json;  // the resolved configuration
-  std::string system;       // its name: "v4:2x4x4"
+  std::string config_json;         // the resolved configuration
+  std::string system;              // its name: "v4:2x4x4"
   std::string system_description;  // every number in it, by describe(): a new calibration differs
   bool operator==(const SearchKey&) const = default;
 };

@@ -68,6 +68,12 @@ std::string published_sentence(const std::optional<Standing>& standing, const Se
                      gib(standing->too_large->needed), gib(standing->too_large->excess));
 }
 
+bool same_but_for_schedule(const PlanResult& a, const PlanResult& b) {
+  PlanResult renamed = a;
+  renamed.plan.schedule = b.plan.schedule;
+  return a.plan.schedule != b.plan.schedule && renamed == b;
+}
+
 }  // namespace
 
 std::string search_report(const SearchResult& result, const SearchHeading& heading, std::size_t top) {
@@ -93,12 +99,15 @@ std::string search_report(const SearchResult& result, const SearchHeading& headi
                  {"time\n/ best"},
                  {"", Align::kLeft}});
     bool passed_over = false;
+    // Shows the plan of this rank, and with it the next one if only its schedule's name differs: with one stage and one
+    // microbatch all schedules are the same program. Returns the next rank to show.
     const auto add = [&](std::size_t rank) {
       const PlanResult& p = result.plans[rank - 1];
-      const bool is_published = published && published->rank == rank;
+      const bool either = rank < result.plans.size() && same_but_for_schedule(p, result.plans[rank]);
+      const bool is_published = published && (published->rank == rank || (either && published->rank == rank + 1));
       passed_over |= !p.runnable;
       table.add_row({is_published ? "▶" : "", fmt::format("{}", rank), to_string(p.plan.mesh),
-                     fmt::format("{}", p.plan.fsdp), std::string(name(p.plan.schedule)),
+                     fmt::format("{}", p.plan.fsdp), either ? "either" : std::string(name(p.plan.schedule)),
                      fmt::format("{}", p.plan.microbatches), std::string(name(p.plan.recompute)),
                      milliseconds({p.step_time_s}), with_commas(static_cast<std::int64_t>(p.tokens_per_s + 0.5)),
                      percent(p.mfu), gib({p.peak_memory_bytes}), milliseconds({p.exposed_comm_s}),
@@ -106,10 +115,11 @@ std::string search_report(const SearchResult& result, const SearchHeading& headi
                      fmt::format("{:.2f}", p.step_time_s / result.plans.front().step_time_s),
                      fmt::format("{}{}{}", is_published ? kPublishedLabel : "", is_published && !p.runnable ? "; " : "",
                                  p.runnable ? "" : "not runnable yet")});
+      return rank + (either ? 2 : 1);
     };
-    const std::size_t shown = std::min(top, result.plans.size());
-    for (std::size_t rank = 1; rank <= shown; ++rank) add(rank);
-    if (published && published->rank && *published->rank > shown) {
+    std::size_t next = 1;
+    for (std::size_t row = 0; row < top && next <= result.plans.size(); ++row) next = add(next);
+    if (published && published->rank && *published->rank >= next) {
       table.add_rule();
       add(*published->rank);
     }

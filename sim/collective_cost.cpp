@@ -44,8 +44,7 @@ Seconds collective_time(const LinkNetwork& network, CollectiveKind kind, Algorit
   const Seconds latency = hops_across(group) * 1.0 * network.hop_latency;
   const Seconds transfer{static_cast<double>(whole.value) *
                          gather_seconds_per_byte(group, network.link_efficiency * network.link)};
-  if (algorithm == Algorithm::kDirect)
-    return network.collective_overhead + latency + members * 1.0 * transfer;
+  if (algorithm == Algorithm::kDirect) return network.collective_overhead + latency + members * 1.0 * transfer;
   const double passes = kind == CollectiveKind::kAllReduce ? 2 : 1;
   return network.collective_overhead + passes * (latency + transfer);
 }
@@ -58,13 +57,13 @@ Seconds collective_time(const MeasuredNetwork& network, CollectiveKind kind, Alg
   return at_size(found->second, whole);
 }
 
-Seconds collective_time(const System& system, const MeshMapping& mapping, CollectiveKind kind,
-                        Algorithm algorithm, Group group, Bytes whole) {
+Seconds collective_time(const System& system, const MeshMapping& mapping, CollectiveKind kind, Algorithm algorithm,
+                        Group group, Bytes whole) {
   if (const auto* links = std::get_if<LinkNetwork>(&system.network)) {
     return collective_time(*links, kind, algorithm, mapping.placement(group), whole);
   }
-  return collective_time(std::get<MeasuredNetwork>(system.network), kind, algorithm,
-                         group_size(mapping.mesh(), group), whole);
+  return collective_time(std::get<MeasuredNetwork>(system.network), kind, algorithm, group_size(mapping.mesh(), group),
+                         whole);
 }
 
 Seconds message_time(const System& system, const MeshMapping& mapping, Bytes message) {
@@ -81,8 +80,7 @@ MeshMapping choose_mapping(const System& system, const MeshShape& mesh, const Ax
     const auto gather = [&](Group group, Bytes bytes) {
       return collective_time(system, mapping, CollectiveKind::kAllGather, Algorithm::kRing, group, bytes);
     };
-    return gather(Group::kTp, traffic.tp) + gather(Group::kDp, traffic.dp) +
-           message_time(system, mapping, traffic.pp);
+    return gather(Group::kTp, traffic.tp) + gather(Group::kDp, traffic.dp) + message_time(system, mapping, traffic.pp);
   };
   std::vector<MeshMapping> all = mappings(system.topology, mesh);
   std::size_t best = 0;

@@ -51,8 +51,8 @@ Seconds collective_time(const MeasuredNetwork& network, CollectiveKind kind, Alg
                         Bytes whole);
 
 // Either of the two, as the system has it; the group lies where the mapping puts it. 0 for one member.
-Seconds collective_time(const System& system, const MeshMapping& mapping, CollectiveKind kind,
-                        Algorithm algorithm, Group group, Bytes whole);
+Seconds collective_time(const System& system, const MeshMapping& mapping, CollectiveKind kind, Algorithm algorithm,
+                        Group group, Bytes whole);
 
 // One message to the neighbouring stage, all ranks sending at once:
 //   fixed + hops * (hop latency + bytes / (efficiency * w))

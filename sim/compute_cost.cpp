@@ -24,8 +24,8 @@ Seconds compute_time(const RooflineCompute& roofline, const Work& work) {
   if (work.flops.value > 0) {
     const auto peak = roofline.peak.find(work.dtype);
     assert(peak != roofline.peak.end());
-    math = work.flops / (roofline.matmul_efficiency * tile_efficiency(roofline.tile, work.m, work.n, work.k) *
-                         peak->second);
+    math = work.flops /
+           (roofline.matmul_efficiency * tile_efficiency(roofline.tile, work.m, work.n, work.k) * peak->second);
   }
   const Seconds memory = work.bytes / roofline.memory_bandwidth;
   return roofline.op_overhead + std::max(math, memory);

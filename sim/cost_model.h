@@ -30,8 +30,7 @@ class CostModel {
 };
 
 inline bool is_communication(const Op& op) {
-  return std::holds_alternative<Collective>(op) || std::holds_alternative<Send>(op) ||
-         std::holds_alternative<Recv>(op);
+  return std::holds_alternative<Collective>(op) || std::holds_alternative<Send>(op) || std::holds_alternative<Recv>(op);
 }
 
 // The stream that an operation occupies on this machine: op.h's, unless communication keeps the device from

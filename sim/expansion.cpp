@@ -38,8 +38,8 @@ class TouchedBytes {
 };
 
 template <class F>
-void for_each_range(const Program& program, const Slot& slot, const Call& call, const Piece& piece,
-                    const Op& op, F&& f) {
+void for_each_range(const Program& program, const Slot& slot, const Call& call, const Piece& piece, const Op& op,
+                    F&& f) {
   for_each_operand(op, [&](std::string_view, const View& view, Access access) {
     const Tensor& tensor = piece.tensors[view.tensor];
     const std::int64_t begin = address(program, slot, call, tensor);
@@ -81,14 +81,13 @@ Expansion expand(const ProgramSet& set, const CostModel& cost) {
         TaskId& seen = last[static_cast<int>(e.origins[t].stream)];
         seen = std::max(seen, t);
       };
-      for_each_range(program, slot, call, piece, op,
-                     [&](std::int64_t begin, std::int64_t end, Access access) {
-                       memory.for_each(begin, end, [&](const TouchedBytes::Part& part) {
-                         depends_on(part.writer);
-                         if (access != Access::kRead)
-                           for (const TaskId user : part.users) depends_on(user);
-                       });
-                     });
+      for_each_range(program, slot, call, piece, op, [&](std::int64_t begin, std::int64_t end, Access access) {
+        memory.for_each(begin, end, [&](const TouchedBytes::Part& part) {
+          depends_on(part.writer);
+          if (access != Access::kRead)
+            for (const TaskId user : part.users) depends_on(user);
+        });
+      });
       std::array<TaskId, kStreams> after;
       int n = 0;
       for (int s = 0; s < kStreams; ++s)
@@ -103,25 +102,23 @@ Expansion expand(const ProgramSet& set, const CostModel& cost) {
           missing.push_back(members_at(place, set));
         }
         match = here[nth];
-        check(--missing[match] >= 0, "simulate: stage {}: one {} too many in {}", stage, op_name(op),
-              piece.name);
+        check(--missing[match] >= 0, "simulate: stage {}: one {} too many in {}", stage, op_name(op), piece.name);
       }
-      const TaskId task = e.graph.add(stage * kStreams + static_cast<int>(stream),
-                                      durations[call.piece][&op - piece.ops.data()],
-                                      {after.data(), static_cast<std::size_t>(n)}, match);
+      const TaskId task =
+          e.graph.add(stage * kStreams + static_cast<int>(stream), durations[call.piece][&op - piece.ops.data()],
+                      {after.data(), static_cast<std::size_t>(n)}, match);
       e.origins.push_back({&slot, &call, &piece, &op, stream});
 
-      for_each_range(program, slot, call, piece, op,
-                     [&](std::int64_t begin, std::int64_t end, Access access) {
-                       memory.for_each(begin, end, [&](TouchedBytes::Part& part) {
-                         if (access == Access::kRead) {
-                           part.users[static_cast<int>(stream)] = task;
-                         } else {
-                           part.writer = task;
-                           part.users.fill(kNoTask);
-                         }
-                       });
-                     });
+      for_each_range(program, slot, call, piece, op, [&](std::int64_t begin, std::int64_t end, Access access) {
+        memory.for_each(begin, end, [&](TouchedBytes::Part& part) {
+          if (access == Access::kRead) {
+            part.users[static_cast<int>(stream)] = task;
+          } else {
+            part.writer = task;
+            part.users.fill(kNoTask);
+          }
+        });
+      });
     });
     e.first_of_stage.push_back(e.graph.tasks());
   }

@@ -20,9 +20,8 @@ struct TaskOrigin {
 
 struct Expansion {
   TaskGraph graph;
-  std::vector<TaskOrigin> origins;  // per task
-  std::vector<TaskId>
-      first_of_stage;  // stages + 1 entries: a stage's tasks are consecutive, in program order
+  std::vector<TaskOrigin> origins;     // per task
+  std::vector<TaskId> first_of_stage;  // stages + 1 entries: a stage's tasks are consecutive, in program order
 };
 
 // Free is no task. A task depends on the last writer of the bytes that it reads, and on the last writer and

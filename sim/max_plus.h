@@ -11,8 +11,7 @@
 
 namespace meshwright {
 
-constexpr Time kUnreachable =
-    std::numeric_limits<Time>::min() / 2;  // "does not depend on it", in a map being built
+constexpr Time kUnreachable = std::numeric_limits<Time>::min() / 2;  // "does not depend on it", in a map being built
 
 // to[i] = max over entries of (from[entry.variable] + entry.delay). Variables that have no row stay as they
 // are.

@@ -13,8 +13,7 @@ namespace meshwright {
 // Where meetings happen, one after another: a place per boundary between stages and direction (boundary b
 // lies before stage b; forwards 2b, backwards 2b + 1), and one per group over stages.
 using MeetingPlace = int;
-constexpr MeetingPlace kNoMeeting =
-    -1;  // tp and dp: all members are the same by symmetry and are ready together
+constexpr MeetingPlace kNoMeeting = -1;  // tp and dp: all members are the same by symmetry and are ready together
 
 inline MeetingPlace place_of_group(Group group, const ProgramSet& set) {
   return 2 * (set.mesh.pp + 1) + (group == Group::kPp ? 0 : 1);
@@ -22,8 +21,7 @@ inline MeetingPlace place_of_group(Group group, const ProgramSet& set) {
 inline int meeting_places(const ProgramSet& set) { return 2 * (set.mesh.pp + 1) + 2; }
 
 inline MeetingPlace meeting_place(const Op& op, int stage, const ProgramSet& set) {
-  if (const auto* send = std::get_if<Send>(&op))
-    return send->to == Direction::kNext ? 2 * (stage + 1) : 2 * stage + 1;
+  if (const auto* send = std::get_if<Send>(&op)) return send->to == Direction::kNext ? 2 * (stage + 1) : 2 * stage + 1;
   if (const auto* recv = std::get_if<Recv>(&op))
     return recv->from == Direction::kPrevious ? 2 * stage : 2 * (stage + 1) + 1;
   if (const auto* collective = std::get_if<Collective>(&op))

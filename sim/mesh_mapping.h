@@ -48,9 +48,7 @@ class MeshMapping {
 
   // Bijective from dp x pp x tp to the chips.
   int chip(const MeshCoordinates& rank) const;
-  std::vector<int> coordinates(const MeshCoordinates& rank) const {
-    return topology_.coordinates(chip(rank));
-  }
+  std::vector<int> coordinates(const MeshCoordinates& rank) const { return topology_.coordinates(chip(rank)); }
 
   // kPpEnds: first and last stage, taken as a line of two along the dimension in which they are farthest
   // apart.
@@ -60,9 +58,7 @@ class MeshMapping {
   int stage_hops() const;
 
   std::string describe() const;  // "tp: x2; dp: y2 z4; pp: y2 (stride 2)"
-  bool operator==(const MeshMapping& o) const {
-    return sizes_ == o.sizes_ && topology_.shape() == o.topology_.shape();
-  }
+  bool operator==(const MeshMapping& o) const { return sizes_ == o.sizes_ && topology_.shape() == o.topology_.shape(); }
 
  private:
   Topology topology_;

@@ -197,8 +197,7 @@ bool Stage::prepare() {
 void Stage::find_variants() {
   std::vector<bool> turns(program_.chunks.size());
   for (std::size_t c = 0; c < turns.size(); ++c)
-    for (const Call& call : program_.chunks[c].calls)
-      turns[c] = turns[c] || call.weights_ring || call.grads_ring;
+    for (const Call& call : program_.chunks[c].calls) turns[c] = turns[c] || call.weights_ring || call.grads_ring;
   std::vector<std::int32_t> variant_of(2 * turns.size(), -1);
   variant_of_slot_.reserve(program_.slots.size());
   for (std::int32_t i = 0; i < static_cast<std::int32_t>(program_.slots.size()); ++i) {
@@ -227,8 +226,8 @@ void Stage::find_variants() {
       Stretch stretch;
       stretch.first_frame = static_cast<std::int32_t>(frames_.size());
       place.clear();
-      for (end = first; end < calls.size() &&
-                        (end == first || (calls[end].block >= 0 && calls[end].block == calls[first].block));
+      for (end = first;
+           end < calls.size() && (end == first || (calls[end].block >= 0 && calls[end].block == calls[first].block));
            ++end) {
         const Call& call = calls[end];
         const TimedPiece& piece = library_.piece(call.piece);
@@ -254,9 +253,9 @@ void Stage::find_variants() {
             for (std::size_t g = 0; g < kGroups; ++g) sent_[k][g] += piece.sent[k][g] * variant.count;
       }
       stretch.end_frame = static_cast<std::int32_t>(frames_.size());
-      stretch.structure = library_.structure_of(
-          {calls.data() + first, end - first},
-          {frames_.data() + stretch.first_frame, frames_.data() + stretch.end_frame}, place);
+      stretch.structure =
+          library_.structure_of({calls.data() + first, end - first},
+                                {frames_.data() + stretch.first_frame, frames_.data() + stretch.end_frame}, place);
       variant.meets |= library_.structure(stretch.structure).meets;
       variant.stretches.push_back(std::move(stretch));
     }
@@ -267,13 +266,10 @@ void Stage::find_variants() {
 // overlaps neither what lies behind another, nor memory in a fixed place.
 bool Stage::anchors_are_apart() {
   struct Hull {
-    std::int64_t begin = std::numeric_limits<std::int64_t>::max(),
-                 end = std::numeric_limits<std::int64_t>::min();
+    std::int64_t begin = std::numeric_limits<std::int64_t>::max(), end = std::numeric_limits<std::int64_t>::min();
   };
   std::array<Hull, kAnchors> hulls;
-  const auto anchor_of = [](const PlacedFrame& f) {
-    return static_cast<int>((f.base + f.begin) >> kAnchorShift);
-  };
+  const auto anchor_of = [](const PlacedFrame& f) { return static_cast<int>((f.base + f.begin) >> kAnchorShift); };
   const auto for_each_frame = [&](const Variant& v, auto&& f) {
     if (v.stretches.empty()) return;
     for (auto i = v.stretches.front().first_frame; i < v.stretches.back().end_frame; ++i) f(frames_[i]);
@@ -336,20 +332,16 @@ void Stage::find_cells() {
   std::sort(cuts.begin(), cuts.end());
   cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
   for (std::size_t i = 0; i + 1 < cuts.size(); ++i)
-    if (cuts[i] >> kAnchorShift == (cuts[i + 1] - 1) >> kAnchorShift)
-      cells_.emplace_back(cuts[i], cuts[i + 1]);
+    if (cuts[i] >> kAnchorShift == (cuts[i + 1] - 1) >> kAnchorShift) cells_.emplace_back(cuts[i], cuts[i + 1]);
 
-  for_each_loose(
-      [&](const Variant& variant, const Structure::Operation& op, std::int64_t begin, std::int64_t end) {
-        const int stream = static_cast<int>(op.timed.stream);
-        for_each_cell(begin, end, [&](Cell& cell) {
-          cell.loose = true;
-          if (!op.joined)
-            cell.first_unjoined[stream] = std::min(cell.first_unjoined[stream], variant.first_slot);
-          if (!op.anchored)
-            cell.last_unanchored[stream] = std::max(cell.last_unanchored[stream], variant.last_slot);
-        });
-      });
+  for_each_loose([&](const Variant& variant, const Structure::Operation& op, std::int64_t begin, std::int64_t end) {
+    const int stream = static_cast<int>(op.timed.stream);
+    for_each_cell(begin, end, [&](Cell& cell) {
+      cell.loose = true;
+      if (!op.joined) cell.first_unjoined[stream] = std::min(cell.first_unjoined[stream], variant.first_slot);
+      if (!op.anchored) cell.last_unanchored[stream] = std::max(cell.last_unanchored[stream], variant.last_slot);
+    });
+  });
   std::erase_if(cells_, [](const Cell& cell) { return !cell.loose; });
   for (const Variant& variant : variants_)
     for (const Stretch& stretch : variant.stretches)
@@ -362,8 +354,7 @@ void Stage::find_cells() {
               cell.last_use[k] = std::max(cell.last_use[k], variant.last_slot);
             }
         });
-  std::erase_if(cells_,
-                [](const Cell& cell) { return !several(cell.streams); });  // the stream's order is enough
+  std::erase_if(cells_, [](const Cell& cell) { return !several(cell.streams); });  // the stream's order is enough
 
   for (const Cell& cell : cells_) ++first_cell_[(cell.begin >> kAnchorShift) + 1];
   for (int a = 0; a < kAnchors; ++a) first_cell_[a + 1] += first_cell_[a];
@@ -410,8 +401,7 @@ void Stage::find_effects() {
         for_each_cell(frames_[f].base + frames_[f].begin, frames_[f].base + frames_[f].end, [&](Cell& cell) {
           const CellMasks m = masks(cell, variant);
           // Nobody has left, and nobody wants, anything here.
-          if (!several(m.used_before | m.unjoined_before) && !several(m.used_after | m.unanchored_after))
-            return;
+          if (!several(m.used_before | m.unjoined_before) && !several(m.used_after | m.unanchored_after)) return;
           const Ref write = ref_of(cell);
           auto v = static_cast<std::int32_t>(std::find(stretch.refs.begin(), stretch.refs.end(), write) -
                                              stretch.refs.begin());
@@ -419,11 +409,10 @@ void Stage::find_effects() {
             stretch.refs.push_back(write);
             stretch.refs.push_back({write.anchor, write.offset + 1});
           }
-          under.push_back(
-              {f - stretch.first_frame, v, m, cell.begin - frames_[f].base, cell.end - frames_[f].base});
+          under.push_back({f - stretch.first_frame, v, m, cell.begin - frames_[f].base, cell.end - frames_[f].base});
         });
-      stretch.effect = library_.effect_of(stretch.structure, under,
-                                          static_cast<std::int32_t>(stretch.refs.size()), stream_variable);
+      stretch.effect =
+          library_.effect_of(stretch.structure, under, static_cast<std::int32_t>(stretch.refs.size()), stream_variable);
       std::vector<Ref> kept;
       for (const std::int32_t v : library_.effect(stretch.effect).kept) kept.push_back(stretch.refs[v]);
       stretch.refs = std::move(kept);
@@ -439,8 +428,7 @@ void Stage::compose(Variant& variant) {
   std::vector<std::int32_t> index_of(variables_.size() + kAnchors,
                                      -1);  // variables of a first value stand for all
   const auto local = [&](Ref ref) {
-    std::int32_t& index =
-        index_of[ref.anchor == 0 ? ref.offset : anchors_[ref.anchor].first_variable + ref.offset];
+    std::int32_t& index = index_of[ref.anchor == 0 ? ref.offset : anchors_[ref.anchor].first_variable + ref.offset];
     if (index < 0) {
       index = static_cast<std::int32_t>(variant.refs.size());
       variant.refs.push_back(ref);
@@ -455,8 +443,7 @@ void Stage::compose(Variant& variant) {
   std::vector<Time> now(n * n, kUnreachable), next;
   for (std::size_t v = 0; v < n; ++v) now[v * n + v] = 0;
   std::vector<bool> updated(n, false);
-  const auto row_of = [&](const MaxPlusMap& map, const MaxPlusMap::Row& row, const std::int32_t* names,
-                          Time* to) {
+  const auto row_of = [&](const MaxPlusMap& map, const MaxPlusMap::Row& row, const std::int32_t* names, Time* to) {
     std::fill(to, to + n, kUnreachable);
     for (std::int32_t e = row.first; e < row.end; ++e) {
       const Time* from = now.data() + static_cast<std::size_t>(names[map.entries[e].variable]) * n;
@@ -545,9 +532,8 @@ void Stage::apply(const MaxPlusMap& map, std::span<const Ref> refs) {
   };
   gates_.clear();
   for (std::size_t v = 0; v < refs.size(); ++v)
-    if (const std::int32_t gate = map.gate_of[v];
-        gate >= 0 && moments_[v].waited_until > free_at_entry &&
-        std::find(gates_.begin(), gates_.end(), gate) == gates_.end())
+    if (const std::int32_t gate = map.gate_of[v]; gate >= 0 && moments_[v].waited_until > free_at_entry &&
+                                                  std::find(gates_.begin(), gates_.end(), gate) == gates_.end())
       gates_.push_back(gate);
   for (const std::int32_t gate : gates_)
     totals_.bubble += bubble_of(latest_of(map.gates[gate].free).time, latest_of(map.gates[gate].start));
@@ -598,8 +584,7 @@ bool Stage::walk(const Stretch& stretch, F&& settled) {
         const MeetingPlace place = meeting_place(*op.timed.op, index_, set_);
         const std::int32_t nth = met_[place]++;
         auto& here = meetings_[place];
-        if (nth == static_cast<std::int32_t>(here.size()))
-          here.push_back({.missing = members_at(place, set_)});
+        if (nth == static_cast<std::int32_t>(here.size())) here.push_back({.missing = members_at(place, set_)});
         Meeting& meeting = here[nth];
         meeting.start = std::max(meeting.start, ready.time);
         meeting.duration = std::max(meeting.duration, op.timed.duration);
@@ -617,8 +602,7 @@ bool Stage::walk(const Stretch& stretch, F&& settled) {
       if (computes) {  // communication on the compute stream: how long it waited must be known
         if (!known) return false;
         const Pending& mine = pending_[posted_];
-        totals_.bubble +=
-            bubble_of(free.moment.time, started(mine.ready, meetings_[mine.place][mine.nth].start));
+        totals_.bubble += bubble_of(free.moment.time, started(mine.ready, meetings_[mine.place][mine.nth].start));
         end.moment.waited_until = 0;
       }
       finish_[op_] = end;
@@ -673,17 +657,15 @@ Moment Stage::end() {
 
 RankReport Stage::report(Time step) {
   const Moment last = end();
-  totals_.bubble +=
-      bubble_of(variables_[static_cast<int>(Stream::kCompute)].moment.time, last) + step - last.time;
+  totals_.bubble += bubble_of(variables_[static_cast<int>(Stream::kCompute)].moment.time, last) + step - last.time;
   totals_.exposed = step - totals_.compute - totals_.bubble;
   RankReport rank = memory_report(program_);
   totals_.write(rank, last.time);
-  constexpr std::array<std::string_view, 4> kNames{kCollectiveNames[0], kCollectiveNames[1],
-                                                   kCollectiveNames[2], Send::kName};
+  constexpr std::array<std::string_view, 4> kNames{kCollectiveNames[0], kCollectiveNames[1], kCollectiveNames[2],
+                                                   Send::kName};
   for (std::size_t k = 0; k < sent_.size(); ++k)
     for (std::size_t g = 0; g < kGroups; ++g)
-      if (sent_[k][g] > 0)
-        rank.traffic[{std::string(kNames[k]), std::string(kGroupNames[g])}] = {sent_[k][g]};
+      if (sent_[k][g] > 0) rank.traffic[{std::string(kNames[k]), std::string(kGroupNames[g])}] = {sent_[k][g]};
   return rank;
 }
 

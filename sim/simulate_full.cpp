@@ -32,14 +32,13 @@ StepReport simulate_full(const ProgramSet& set, const CostModel& cost, const Sim
   Engine engine(expansion.graph);
   const Execution& execution = engine.run();
   if (!execution.complete()) {
-    const TaskId stuck = static_cast<TaskId>(
-        std::find(execution.finish.begin(), execution.finish.end(), kNever) - execution.finish.begin());
+    const TaskId stuck = static_cast<TaskId>(std::find(execution.finish.begin(), execution.finish.end(), kNever) -
+                                             execution.finish.begin());
     const TaskOrigin& origin = expansion.origins[stuck];
-    check(false, "simulate: deadlock; {} of {} in slot '{}' never starts", op_name(*origin.op),
-          origin.piece->name, slot_name(*origin.slot));
+    check(false, "simulate: deadlock; {} of {} in slot '{}' never starts", op_name(*origin.op), origin.piece->name,
+          slot_name(*origin.slot));
   }
-  const Time step =
-      execution.finish.empty() ? 0 : *std::max_element(execution.finish.begin(), execution.finish.end());
+  const Time step = execution.finish.empty() ? 0 : *std::max_element(execution.finish.begin(), execution.finish.end());
 
   StepReport report{.step_time = to_seconds(step), .ranks = {}};
   std::vector<Moment> finish(execution.finish.size());  // with the chain's last wait for another stage

@@ -136,8 +136,8 @@ Structure Library::make_structure(std::span<const Call> calls, std::span<const P
         });
     }
     op.first_dependency = static_cast<std::int32_t>(s.dependencies.size());
-    op.anchored = op.timed.stream == Stream::kCompute ||
-                  (last_of_stream[stream] >= 0 && s.ops[last_of_stream[stream]].anchored);
+    op.anchored =
+        op.timed.stream == Stream::kCompute || (last_of_stream[stream] >= 0 && s.ops[last_of_stream[stream]].anchored);
     for (int k = 0; k < kStreams; ++k)
       if (k != stream && after[k] >= 0) {
         s.dependencies.push_back(after[k]);
@@ -154,8 +154,7 @@ Structure Library::make_structure(std::span<const Call> calls, std::span<const P
     op.joined |= op.timed.stream == Stream::kCompute || next_joined[stream];
     next_joined[stream] = op.joined;
     if (op.joined)
-      for (std::int32_t d = op.first_dependency; d < op.end_dependency; ++d)
-        s.ops[s.dependencies[d]].joined = true;
+      for (std::int32_t d = op.first_dependency; d < op.end_dependency; ++d) s.ops[s.dependencies[d]].joined = true;
   }
   for (std::int32_t i = 0; i < static_cast<std::int32_t>(s.ops.size()); ++i)
     if (s.ops[i].loose()) s.loose.push_back(i);
@@ -190,8 +189,7 @@ Effect Library::make_effect(int structure, std::span<const CellUnderFrame> cells
   for (const auto& op : s.ops) {
     const auto others = static_cast<StreamMask>(~mask_of(op.timed.stream));
     const auto add = [&](std::int32_t first, std::int32_t variable) {
-      if (std::find(e.pool.begin() + first, e.pool.end(), variable) == e.pool.end())
-        e.pool.push_back(variable);
+      if (std::find(e.pool.begin() + first, e.pool.end(), variable) == e.pool.end()) e.pool.push_back(variable);
     };
     const auto for_each_cell = [&](auto&& f) {
       for (std::int32_t i = op.timed.first_operand; i < op.timed.end_operand; ++i) {
@@ -207,8 +205,7 @@ Effect Library::make_effect(int structure, std::span<const CellUnderFrame> cells
     });
     const auto first_update = static_cast<std::int32_t>(e.pool.size());
     for_each_cell([&](const Operand& o, const CellUnderFrame& c) {
-      if (!(others & (op.joined ? c.masks.unanchored_after : c.masks.used_after | c.masks.unanchored_after)))
-        return;
+      if (!(others & (op.joined ? c.masks.unanchored_after : c.masks.used_after | c.masks.unanchored_after))) return;
       if (o.writes) add(first_update, c.variable);
       add(first_update, c.variable + 1);
     });
@@ -224,8 +221,7 @@ Effect Library::make_effect(int structure, std::span<const CellUnderFrame> cells
   for (const std::int32_t v : stream_variable)
     if (v >= 0) keep(v);
   for (const std::int32_t v : e.pool) keep(v);
-  for (int k = 0; k < kStreams; ++k)
-    e.stream_variable[k] = stream_variable[k] >= 0 ? number[stream_variable[k]] : -1;
+  for (int k = 0; k < kStreams; ++k) e.stream_variable[k] = stream_variable[k] >= 0 ? number[stream_variable[k]] : -1;
   for (std::int32_t& v : e.pool) v = number[v];
   if (!s.meets) make_map(e);
   return e;
@@ -239,9 +235,7 @@ void Library::make_map(Effect& e) const {
   std::vector<Time> storage((s.ops.size() + kStreams + n) * n, kUnreachable);
   const auto finish = [&](std::size_t op) -> Vector { return storage.data() + op * n; };
   const auto stream_free = [&](int stream) -> Vector { return storage.data() + (s.ops.size() + stream) * n; };
-  const auto variable = [&](std::size_t v) -> Vector {
-    return storage.data() + (s.ops.size() + kStreams + v) * n;
-  };
+  const auto variable = [&](std::size_t v) -> Vector { return storage.data() + (s.ops.size() + kStreams + v) * n; };
   const auto raise = [&](Vector to, const Time* from) {
     for (std::size_t v = 0; v < n; ++v) to[v] = std::max(to[v], from[v]);
   };
@@ -258,8 +252,7 @@ void Library::make_map(Effect& e) const {
     const Vector free = stream_free(stream);
     const bool computes = op.timed.stream == Stream::kCompute;
     if (computes) std::copy(free, free + n, before.begin());
-    for (std::int32_t d = op.first_dependency; d < op.end_dependency; ++d)
-      raise(free, finish(s.dependencies[d]));
+    for (std::int32_t d = op.first_dependency; d < op.end_dependency; ++d) raise(free, finish(s.dependencies[d]));
     for (std::int32_t c = e.consults[i].first; c < e.consults[i].end; ++c)
       free[e.pool[c]] = std::max<Time>(free[e.pool[c]], 0);
     if (computes) e.map.pass(before, {free, n});

@@ -93,9 +93,7 @@ struct Structure {
 // Streams that matter to a variant of a chunk: uses up to its last slot, and from its first on.
 struct CellMasks {
   StreamMask used_before = 0, unjoined_before = 0, used_after = 0, unanchored_after = 0;
-  std::int64_t packed() const {
-    return used_before | unjoined_before << 8 | used_after << 16 | unanchored_after << 24;
-  }
+  std::int64_t packed() const { return used_before | unjoined_before << 8 | used_after << 16 | unanchored_after << 24; }
 };
 
 // A Structure together with the variables that it uses, numbered from 0; 0 is always the compute stream.
@@ -114,8 +112,7 @@ struct Effect {
 struct HashKey {
   std::size_t operator()(const std::vector<std::int64_t>& key) const {
     std::uint64_t h = 0xcbf29ce484222325u;
-    for (const std::int64_t k : key)
-      h = (h ^ static_cast<std::uint64_t>(k)) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
+    for (const std::int64_t k : key) h = (h ^ static_cast<std::uint64_t>(k)) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
     return h;
   }
 };
@@ -126,8 +123,7 @@ using Index = std::unordered_map<std::vector<std::int64_t>, std::int32_t, HashKe
 
 class Library {
  public:
-  Library(const ProgramSet& set, const CostModel& cost)
-      : set_(set), cost_(cost), pieces_(set.pieces.size()) {}
+  Library(const ProgramSet& set, const CostModel& cost) : set_(set), cost_(cost), pieces_(set.pieces.size()) {}
 
   const ProgramSet& set() const { return set_; }
   const TimedPiece& piece(int index) {

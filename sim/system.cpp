@@ -58,8 +58,7 @@ class SystemFile {
     system.topology = slice_of(rules_, wanted, name);
     system.host = rules_.host;
     system.name = fmt::format("{}:{}", name, extents_text(system.topology.shape()));
-    if (const auto* measured = std::get_if<MeasuredNetwork>(&system.network))
-      require_group_sizes(*measured, system);
+    if (const auto* measured = std::get_if<MeasuredNetwork>(&system.network)) require_group_sizes(*measured, system);
     return system;
   }
 
@@ -73,8 +72,7 @@ class SystemFile {
   void read_source(ObjectReader& object) {
     const auto source = object.text("source", "where does this number come from?");
     if (source && source->empty()) {
-      reader_.report(object.path("source"), "a source",
-                     "name the page, paper or measurement that it is from");
+      reader_.report(object.path("source"), "a source", "name the page, paper or measurement that it is from");
     }
   }
   double number(ObjectReader& parent, std::string_view key, NumberRange range) {
@@ -89,8 +87,7 @@ class SystemFile {
     return {kMicro * number(parent, key, kNotNegative)};
   }
 
-  std::vector<int> extents(ObjectReader& parent, std::string_view key,
-                           std::optional<std::size_t> dimensions) {
+  std::vector<int> extents(ObjectReader& parent, std::string_view key, std::optional<std::size_t> dimensions) {
     auto object = sourced(parent, key);
     if (!object) return {};
     const auto text = object->text("value", "chips along each dimension, such as 4x4x4");
@@ -156,8 +153,7 @@ class SystemFile {
       if (object->has(key)) peaks[dtype] = {number(*object, key, kPositive)};
     }
     if (object->keys().empty()) {
-      reader_.report(object->path(), "at least one of f32, bf16, f64",
-                     "add the peak of the type that you train in");
+      reader_.report(object->path(), "at least one of f32, bf16, f64", "add the peak of the type that you train in");
     }
     return peaks;
   }
@@ -227,9 +223,7 @@ class SystemFile {
       const std::size_t dimensions = rules_.largest.size();
       const auto same = dimensions > 0 ? std::optional(dimensions) : std::nullopt;
       rules_.host = extents(topology, "host", same);
-      rules_.wrap = wrap == "always"  ? WrapRule::kAlways
-                    : wrap == "never" ? WrapRule::kNever
-                                      : WrapRule::kWholeBlocks;
+      rules_.wrap = wrap == "always" ? WrapRule::kAlways : wrap == "never" ? WrapRule::kNever : WrapRule::kWholeBlocks;
       if (rules_.wrap == WrapRule::kWholeBlocks) {
         rules_.block = extents(topology, "block", same);
         read_slices_below(topology, same);
@@ -291,11 +285,9 @@ class SystemFile {
         if (!kind || !members) continue;
         const auto index = std::find(names.begin(), names.end(), *kind) - names.begin();
         const MeasuredNetwork::Key key{static_cast<CollectiveKind>(std::min<std::ptrdiff_t>(index, 2)),
-                                       index == 3 ? Algorithm::kDirect : Algorithm::kRing,
-                                       static_cast<int>(*members)};
+                                       index == 3 ? Algorithm::kDirect : Algorithm::kRing, static_cast<int>(*members)};
         if (!measured.collectives.emplace(key, std::move(seconds)).second) {
-          reader_.report(row.path("members"), "each kind and number of members once",
-                         "remove one of the two");
+          reader_.report(row.path("members"), "each kind and number of members once", "remove one of the two");
         }
       }
     }
@@ -322,15 +314,12 @@ class SystemFile {
     const std::size_t dimensions = rules.largest.size();
     const std::string allowed = allowed_slices(rules);
     const std::vector<int> shape = parse_extents(slice);
-    const auto refuse = [&](const std::string& hint) {
-      throw InputError(slice_error(name, slice, allowed, hint));
-    };
+    const auto refuse = [&](const std::string& hint) { throw InputError(slice_error(name, slice, allowed, hint)); };
     if (shape.empty()) {
       refuse(fmt::format("write the chips along each dimension, such as {}:{}", name,
                          extents_text(rules.below.empty() ? rules.largest : rules.below.back())));
     }
-    if (shape.size() != dimensions)
-      refuse(fmt::format("this has {} dimensions, not {}", shape.size(), dimensions));
+    if (shape.size() != dimensions) refuse(fmt::format("this has {} dimensions, not {}", shape.size(), dimensions));
     if (rules.wrap != WrapRule::kWholeBlocks) {
       check_largest(rules, shape, refuse);
       return Topology::grid(shape, std::vector<bool>(dimensions, rules.wrap == WrapRule::kAlways));
@@ -354,8 +343,7 @@ class SystemFile {
   // Why `shape` is not made of whole blocks; empty if it is.
   static std::string blocks_that_miss(const SliceRules& rules, const std::vector<int>& shape) {
     for (std::size_t d = 0; d < shape.size(); ++d) {
-      if (shape[d] % rules.block[d] != 0)
-        return fmt::format("{} is not a multiple of {}", shape[d], rules.block[d]);
+      if (shape[d] % rules.block[d] != 0) return fmt::format("{} is not a multiple of {}", shape[d], rules.block[d]);
     }
     return "";
   }
@@ -370,8 +358,8 @@ class SystemFile {
       return fmt::format("1 to {} chips along each dimension", extents_text(rules.largest));
     std::string text;
     for (const std::vector<int>& shape : rules.below) text += extents_text(shape) + ", ";
-    return text + fmt::format("or whole blocks of {}, sides from short to long, up to {}",
-                              extents_text(rules.block), extents_text(rules.largest));
+    return text + fmt::format("or whole blocks of {}, sides from short to long, up to {}", extents_text(rules.block),
+                              extents_text(rules.largest));
   }
 
   // A mesh on n devices can ask for any group whose size divides n.
@@ -382,8 +370,8 @@ class SystemFile {
       const auto require = [&](CollectiveKind kind, Algorithm algorithm, std::string_view text) {
         if (network.collectives.contains({kind, algorithm, members})) return;
         missing.push_back({document_.source, "network.collectives", "",
-                           fmt::format("a measurement of {} among {} members, as {} has {} devices", text,
-                                       members, system.name, system.devices()),
+                           fmt::format("a measurement of {} among {} members, as {} has {} devices", text, members,
+                                       system.name, system.devices()),
                            "calibrate again on this machine"});
       };
       for (const CollectiveKind kind :
@@ -456,18 +444,16 @@ System load_system(const std::string& spec) {
   const std::filesystem::path plain = systems_folder() / (what + ".json");
   std::error_code error;
   const bool is_plain = std::filesystem::exists(plain, error);
-  return load_system_file(is_plain ? plain : systems_folder() / fmt::format("{}{}.json", kTpuPrefix, what),
-                          slice);
+  return load_system_file(is_plain ? plain : systems_folder() / fmt::format("{}{}.json", kTpuPrefix, what), slice);
 }
 
 void require_dtype(const System& system, DType dtype) {
   if (system.computes(dtype)) return;
   std::vector<std::string_view> has;
   for (const auto& [known, peak] : system.peaks()) has.push_back(name(known));
-  throw InputError(
-      {system.name, "compute.peak_flops_per_s", std::string(name(dtype)),
-       fmt::format("{}", fmt::join(has, ", ")),
-       "this system's file says nothing about products of this type: add it, or train in another"});
+  throw InputError({system.name, "compute.peak_flops_per_s", std::string(name(dtype)),
+                    fmt::format("{}", fmt::join(has, ", ")),
+                    "this system's file says nothing about products of this type: add it, or train in another"});
 }
 
 }  // namespace meshwright

@@ -13,8 +13,7 @@ namespace meshwright {
 // costed, and the system computes in their dtypes (require_dtype). Experts at capacity.
 class SystemCostModel : public CostModel {
  public:
-  SystemCostModel(const System& system, MeshMapping mapping)
-      : system_(system), mapping_(std::move(mapping)) {}
+  SystemCostModel(const System& system, MeshMapping mapping) : system_(system), mapping_(std::move(mapping)) {}
   // With the mapping that suits the programs' traffic best.
   SystemCostModel(const System& system, const ProgramSet& set);
 

@@ -17,8 +17,7 @@ namespace {
 struct LinkProperty {
   LinkId id = 0;
 };
-using Graph =
-    boost::adjacency_list<boost::vecS, boost::vecS, boost::directedS, boost::no_property, LinkProperty>;
+using Graph = boost::adjacency_list<boost::vecS, boost::vecS, boost::directedS, boost::no_property, LinkProperty>;
 
 int product(const std::vector<int>& extents) {
   return std::accumulate(extents.begin(), extents.end(), 1, std::multiplies<>());
@@ -45,9 +44,7 @@ std::vector<int> parse_extents(const std::string& text) {
   }
 }
 
-std::string extents_text(const std::vector<int>& extents) {
-  return fmt::format("{}", fmt::join(extents, "x"));
-}
+std::string extents_text(const std::vector<int>& extents) { return fmt::format("{}", fmt::join(extents, "x")); }
 
 struct Topology::Wiring {
   Wiring(Kind kind, int chips, int vertices) : kind(kind), chips(chips), graph(vertices) {}

@@ -1,12 +1,12 @@
 # Tests that run on 8 and 16 ranks, whatever the number of cores: ranks that wait yield to those that work.
-# MESHWRIGHT_MPI_ARGS: further arguments of mpirun. If the kernel forbids ranks to read each other's memory
-# (process_vm_readv, as some containers do), "--mca;btl_vader_single_copy_mechanism;none".
-set(MESHWRIGHT_MPI_ARGS "" CACHE STRING "Further arguments of mpirun in tests, a list")
+# Shared memory lies in /tmp and is copied twice, as containers may have a small /dev/shm and may forbid ranks to read each
+# other's memory.
 if(TARGET executor_mpi_tests)
   find_program(MPIRUN mpirun REQUIRED)
   function(add_mpi_test name ranks filter)
     add_test(NAME ${name}
-      COMMAND ${MPIRUN} --oversubscribe --bind-to none --mca btl ^openib --mca pml ob1 ${MESHWRIGHT_MPI_ARGS}
+      COMMAND ${MPIRUN} --oversubscribe --bind-to none --mca pml ob1 --mca btl self,vader
+              --mca btl_vader_single_copy_mechanism none --mca btl_vader_backing_directory /tmp
               -n ${ranks} $<TARGET_FILE:executor_mpi_tests> --gtest_filter=${filter})
     # OpenMPI does not free all it allocates: no leak check (it is of use in the single-process tests).
     set_tests_properties(${name} PROPERTIES TIMEOUT 1200 PROCESSORS 2 ENVIRONMENT

@@ -95,18 +95,16 @@ int MPI_Send(const void* buf, int n, MPI_Datatype type, int dest, int tag, MPI_C
   return PMPI_Send(buf, n, type, dest, tag, comm);
 }
 
-int MPI_Isend(const void* buf, int n, MPI_Datatype type, int dest, int tag, MPI_Comm comm,
-              MPI_Request* request) {
+int MPI_Isend(const void* buf, int n, MPI_Datatype type, int dest, int tag, MPI_Comm comm, MPI_Request* request) {
   meshwright::count(meshwright::kind_of_tag(tag), n, type, comm);
   return PMPI_Isend(buf, n, type, dest, tag, comm, request);
 }
 
-int MPI_Sendrecv(const void* sendbuf, int sendn, MPI_Datatype sendtype, int dest, int sendtag, void* recvbuf,
-                 int recvn, MPI_Datatype recvtype, int source, int recvtag, MPI_Comm comm,
-                 MPI_Status* status) {
+int MPI_Sendrecv(const void* sendbuf, int sendn, MPI_Datatype sendtype, int dest, int sendtag, void* recvbuf, int recvn,
+                 MPI_Datatype recvtype, int source, int recvtag, MPI_Comm comm, MPI_Status* status) {
   meshwright::count(meshwright::kind_of_tag(sendtag), sendn, sendtype, comm);
-  return PMPI_Sendrecv(sendbuf, sendn, sendtype, dest, sendtag, recvbuf, recvn, recvtype, source, recvtag,
-                       comm, status);
+  return PMPI_Sendrecv(sendbuf, sendn, sendtype, dest, sendtag, recvbuf, recvn, recvtype, source, recvtag, comm,
+                       status);
 }
 
 int MPI_Allreduce(const void* sendbuf, void* recvbuf, int n, MPI_Datatype type, MPI_Op op, MPI_Comm comm) {
@@ -125,14 +123,13 @@ int MPI_Allgather(const void* sendbuf, int sendn, MPI_Datatype sendtype, void* r
   return PMPI_Allgather(sendbuf, sendn, sendtype, recvbuf, recvn, recvtype, comm);
 }
 
-int MPI_Reduce_scatter_block(const void* sendbuf, void* recvbuf, int n, MPI_Datatype type, MPI_Op op,
-                             MPI_Comm comm) {
+int MPI_Reduce_scatter_block(const void* sendbuf, void* recvbuf, int n, MPI_Datatype type, MPI_Op op, MPI_Comm comm) {
   meshwright::count(meshwright::kMpiCollective, n, type, comm);
   return PMPI_Reduce_scatter_block(sendbuf, recvbuf, n, type, op, comm);
 }
 
-int MPI_Alltoall(const void* sendbuf, int sendn, MPI_Datatype sendtype, void* recvbuf, int recvn,
-                 MPI_Datatype recvtype, MPI_Comm comm) {
+int MPI_Alltoall(const void* sendbuf, int sendn, MPI_Datatype sendtype, void* recvbuf, int recvn, MPI_Datatype recvtype,
+                 MPI_Comm comm) {
   meshwright::count(meshwright::kMpiCollective, sendn, sendtype, comm);
   return PMPI_Alltoall(sendbuf, sendn, sendtype, recvbuf, recvn, recvtype, comm);
 }

@@ -70,8 +70,7 @@ void all_gather(const Ring& ring, MessageKind kind, std::span<const T> src, std:
   const std::size_t n = src.size();
   assert(dst.size() == n * ring.p);
   const auto chunk = [&](int c) { return dst.subspan(ring.chunk(c) * n, n); };
-  if (src.data() != chunk(ring.r).data() && n > 0)
-    std::memcpy(chunk(ring.r).data(), src.data(), n * sizeof(T));
+  if (src.data() != chunk(ring.r).data() && n > 0) std::memcpy(chunk(ring.r).data(), src.data(), n * sizeof(T));
   for (int step = 0; step < ring.p - 1; ++step) {
     pass_on<T>(ring, kind, chunk(ring.r - step), chunk(ring.r - step - 1));
   }
@@ -81,8 +80,8 @@ void all_gather(const Ring& ring, MessageKind kind, std::span<const T> src, std:
 // and adds its own part to what it gets of chunk r-2-s. Each segment of a chunk goes all the way before the
 // next one starts.
 template <class T>
-void reduce_scatter(const Ring& ring, MessageKind kind, std::span<const T> src, std::span<T> dst,
-                    std::span<T> scratch, bool accumulate) {
+void reduce_scatter(const Ring& ring, MessageKind kind, std::span<const T> src, std::span<T> dst, std::span<T> scratch,
+                    bool accumulate) {
   const std::size_t n = dst.size();
   assert(src.size() == n * ring.p);
   const auto own = [&](int c, std::size_t first, std::size_t count) {
@@ -101,8 +100,7 @@ void reduce_scatter(const Ring& ring, MessageKind kind, std::span<const T> src, 
 
   assert(scratch.size() >= n);
   std::array<T, 2> tiny;
-  if (scratch.size() < tiny.size())
-    scratch = tiny;  // a chunk of one element: more than two ranks need two buffers
+  if (scratch.size() < tiny.size()) scratch = tiny;  // a chunk of one element: more than two ranks need two buffers
   const std::size_t buffers = ring.p == 2 ? 1 : 2;
   const std::size_t longest = std::min(scratch.size() / buffers, kSegmentBytes / sizeof(T));
   for (std::size_t first = 0; first < n; first += longest) {
@@ -163,8 +161,7 @@ void direct_all_reduce(MPI_Comm comm, std::span<T> buffer, std::span<T> scratch)
     if (q == ring.r) continue;
     MPI_Irecv(from(q).data(), mpi_count(buffer), mpi_type<T>(), q, tag, comm, &requests.emplace_back());
   }
-  for (int step = 1; step < ring.p;
-       ++step) {  // starting behind oneself, so that not all send to rank 0 first
+  for (int step = 1; step < ring.p; ++step) {  // starting behind oneself, so that not all send to rank 0 first
     MPI_Isend(buffer.data(), mpi_count(buffer), mpi_type<T>(), ring.chunk(ring.r + step), tag, comm,
               &requests.emplace_back());
   }
@@ -174,8 +171,7 @@ void direct_all_reduce(MPI_Comm comm, std::span<T> buffer, std::span<T> scratch)
   for (int q = 1; q < ring.p; ++q) add_to<T>(buffer, from(q));
 }
 
-PendingSend::PendingSend(PendingSend&& other) noexcept
-    : request_(std::exchange(other.request_, MPI_REQUEST_NULL)) {}
+PendingSend::PendingSend(PendingSend&& other) noexcept : request_(std::exchange(other.request_, MPI_REQUEST_NULL)) {}
 
 PendingSend& PendingSend::operator=(PendingSend&& other) noexcept {
   assert(request_ == MPI_REQUEST_NULL);
@@ -211,8 +207,7 @@ template void ring_all_gather(MPI_Comm, std::span<const float>, std::span<float>
 template void ring_all_gather(MPI_Comm, std::span<const double>, std::span<double>);
 template void ring_all_gather(MPI_Comm, std::span<const std::int32_t>, std::span<std::int32_t>);
 template void ring_reduce_scatter(MPI_Comm, std::span<const float>, std::span<float>, std::span<float>, bool);
-template void ring_reduce_scatter(MPI_Comm, std::span<const double>, std::span<double>, std::span<double>,
-                                  bool);
+template void ring_reduce_scatter(MPI_Comm, std::span<const double>, std::span<double>, std::span<double>, bool);
 template void ring_all_reduce(MPI_Comm, std::span<float>, std::span<float>);
 template void ring_all_reduce(MPI_Comm, std::span<double>, std::span<double>);
 template void direct_all_reduce(MPI_Comm, std::span<float>, std::span<float>);

@@ -21,12 +21,11 @@ Batches::Batches(TokenSource source, const BatchShape& shape) : source_(std::mov
   if (steps == 0) {
     throw InputError(Diagnostic{
         .source = "--data",
-        .path = source_.shards() == 1 ? source_.name(0)
-                                      : "the longest of " + std::to_string(source_.shards()) + " shards",
+        .path =
+            source_.shards() == 1 ? source_.name(0) : "the longest of " + std::to_string(source_.shards()) + " shards",
         .value = std::to_string(longest) + " tokens",
-        .allowed = std::to_string(step_tokens + 1) + " or more: a step of " +
-                   std::to_string(shape_.sequences()) + " sequences of " + std::to_string(shape_.tokens) +
-                   " tokens, and the target of the last",
+        .allowed = std::to_string(step_tokens + 1) + " or more: a step of " + std::to_string(shape_.sequences()) +
+                   " sequences of " + std::to_string(shape_.tokens) + " tokens, and the target of the last",
         .hint = "give more data, or train on fewer or shorter sequences a step"});
   }
 }

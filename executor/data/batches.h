@@ -28,9 +28,7 @@ struct BatchShape {
   std::int64_t tokens = 1;  // T
 
   std::int64_t sequences() const { return microbatches * dp * batch; }  // Q
-  std::int64_t sequence(std::int64_t m, std::int64_t d, std::int64_t b) const {
-    return (m * dp + d) * batch + b;
-  }
+  std::int64_t sequence(std::int64_t m, std::int64_t d, std::int64_t b) const { return (m * dp + d) * batch + b; }
 };
 
 class Batches {

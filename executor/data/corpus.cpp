@@ -46,15 +46,13 @@ std::string read(const std::filesystem::path& path) {
 
 // The OSIS markup of all books of a testament.
 std::string inflate_testament(const std::filesystem::path& module, const std::string& testament) {
-  const std::filesystem::path table_path = module / (testament + ".bzs"),
-                              data_path = module / (testament + ".bzz");
+  const std::filesystem::path table_path = module / (testament + ".bzs"), data_path = module / (testament + ".bzz");
   const std::string table = read(table_path), data = read(data_path);
   std::string markup;
   for (std::size_t at = 0; at + sizeof(Block) <= table.size(); at += sizeof(Block)) {
     Block block;
     std::memcpy(&block, table.data() + at, sizeof block);
-    if (std::uint64_t{block.offset} + block.compressed > data.size() ||
-        block.size > (std::uint32_t{1} << 28)) {
+    if (std::uint64_t{block.offset} + block.compressed > data.size() || block.size > (std::uint32_t{1} << 28)) {
       damaged(table_path, "a block outside of the file");
     }
     const std::size_t before = markup.size();
@@ -70,8 +68,7 @@ std::string inflate_testament(const std::filesystem::path& module, const std::st
 }
 
 bool starts_line(std::string_view tag) {
-  for (const std::string_view name :
-       {"div", "chapter", "title", "l ", "l/", "lg", "lb", "item", "/title", "/item"}) {
+  for (const std::string_view name : {"div", "chapter", "title", "l ", "l/", "lg", "lb", "item", "/title", "/item"}) {
     if (tag.starts_with(name) && tag.find("x-preverse") == std::string_view::npos) return true;
   }
   return false;

@@ -15,7 +15,6 @@ constexpr const char* kDemoCorpusPackage = "sword-text-web";
 // ot.bzs, ot.bzz, nt.bzs, nt.bzz. The same files give the same text. Throws InputError if the package is not
 // installed (naming it, and
 // --data) or its files are damaged.
-std::string demo_corpus(
-    const std::filesystem::path& module = "/usr/share/sword/modules/texts/ztext/engWEB2015eb");
+std::string demo_corpus(const std::filesystem::path& module = "/usr/share/sword/modules/texts/ztext/engWEB2015eb");
 
 }  // namespace meshwright

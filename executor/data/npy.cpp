@@ -21,8 +21,8 @@ static_assert(std::endian::native == std::endian::little, "token files are littl
 constexpr std::string_view kMagic = "\x93NUMPY";
 constexpr std::int64_t kLongestHeader = 1 << 20;
 
-[[noreturn]] void refuse(const std::filesystem::path& file, const std::string& where,
-                         const std::string& value, const std::string& allowed, const std::string& hint) {
+[[noreturn]] void refuse(const std::filesystem::path& file, const std::string& where, const std::string& value,
+                         const std::string& allowed, const std::string& hint) {
   throw InputError(Diagnostic{file.string(), where, value, allowed, hint});
 }
 
@@ -108,8 +108,7 @@ class HeaderParser {
       std::int64_t n = 0;
       if (!std::isdigit(static_cast<unsigned char>(peek()))) return std::nullopt;
       for (; at_ < text_.size() && std::isdigit(static_cast<unsigned char>(text_[at_])); ++at_) {
-        if (__builtin_mul_overflow(n, 10, &n) || __builtin_add_overflow(n, text_[at_] - '0', &n))
-          return std::nullopt;
+        if (__builtin_mul_overflow(n, 10, &n) || __builtin_add_overflow(n, text_[at_] - '0', &n)) return std::nullopt;
       }
       numbers.push_back(n);
       if (!take(',') && peek() != ')') return std::nullopt;
@@ -124,22 +123,21 @@ class HeaderParser {
 std::ifstream open(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file || std::filesystem::is_directory(path)) {
-    refuse(path, "", std::filesystem::is_directory(path) ? "a folder" : std::strerror(errno),
-           "a readable .npy file", "");
+    refuse(path, "", std::filesystem::is_directory(path) ? "a folder" : std::strerror(errno), "a readable .npy file",
+           "");
   }
   return file;
 }
 
 template <class T>
-std::vector<std::int32_t> read_as(std::ifstream& file, const std::filesystem::path& path,
-                                  const NpyHeader& header, std::int64_t vocab) {
+std::vector<std::int32_t> read_as(std::ifstream& file, const std::filesystem::path& path, const NpyHeader& header,
+                                  std::int64_t vocab) {
   std::vector<std::int32_t> tokens(header.elements);
   std::vector<T> block(std::min<std::int64_t>(header.elements, 1 << 20));
   for (std::int64_t first = 0; first < header.elements; first += static_cast<std::int64_t>(block.size())) {
     const std::int64_t count = std::min<std::int64_t>(block.size(), header.elements - first);
     if (!file.read(reinterpret_cast<char*>(block.data()), count * sizeof(T))) {
-      refuse(path, "element " + std::to_string(first), "end of file",
-             "a file that stays whole while it is read", "");
+      refuse(path, "element " + std::to_string(first), "end of file", "a file that stays whole while it is read", "");
     }
     for (std::int64_t i = 0; i < count; ++i) {
       const T token = block[i];
@@ -196,11 +194,10 @@ NpyHeader read_npy_header(const std::filesystem::path& path) {
            "pickled objects are never loaded: convert with astype(numpy.uint32)");
   }
   const bool one_byte = d == "|u1" || d == "|i1" || d == "<u1" || d == "<i1";
-  const bool more = d.size() == 3 && d[0] == '<' && (d[1] == 'u' || d[1] == 'i') &&
-                    (d[2] == '2' || d[2] == '4' || d[2] == '8');
+  const bool more =
+      d.size() == 3 && d[0] == '<' && (d[1] == 'u' || d[1] == 'i') && (d[2] == '2' || d[2] == '4' || d[2] == '8');
   if (!one_byte && !more) {
-    refuse(path, "descr", d, std::string(kAllowed),
-           "token ids are whole numbers: convert with astype('<u4')");
+    refuse(path, "descr", d, std::string(kAllowed), "token ids are whole numbers: convert with astype('<u4')");
   }
   if (*fields->fortran_order && header.shape.size() > 1) {
     refuse(path, "fortran_order", "True", "False, or one dimension", "convert with numpy.ascontiguousarray");
@@ -243,13 +240,12 @@ std::vector<std::int32_t> read_npy_tokens(const std::filesystem::path& path, std
 }
 
 void write_npy_tokens(const std::filesystem::path& path, std::span<const std::int32_t> tokens) {
-  std::string text =
-      "{'descr': '<i4', 'fortran_order': False, 'shape': (" + std::to_string(tokens.size()) + ",), }";
+  std::string text = "{'descr': '<i4', 'fortran_order': False, 'shape': (" + std::to_string(tokens.size()) + ",), }";
   while ((10 + text.size() + 1) % 64 != 0) text += ' ';  // so that the data is aligned
   text += '\n';
   std::ofstream file(path, std::ios::binary | std::ios::trunc);
-  file << kMagic << '\x01' << '\x00' << static_cast<char>(text.size() & 0xff)
-       << static_cast<char>(text.size() >> 8) << text;
+  file << kMagic << '\x01' << '\x00' << static_cast<char>(text.size() & 0xff) << static_cast<char>(text.size() >> 8)
+       << text;
   file.write(reinterpret_cast<const char*>(tokens.data()), static_cast<std::streamsize>(tokens.size_bytes()));
   file.close();
   if (!file) refuse(path, "", std::strerror(errno), "a file that can be written", "");

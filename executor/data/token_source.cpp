@@ -15,8 +15,7 @@ namespace meshwright {
 namespace {
 
 TokenSource::Shard npy_shard(const std::filesystem::path& path, int vocab) {
-  return {path.string(), read_npy_header(path).elements,
-          [path, vocab] { return read_npy_tokens(path, vocab); }};
+  return {path.string(), read_npy_header(path).elements, [path, vocab] { return read_npy_tokens(path, vocab); }};
 }
 
 TokenSource from_text(const std::string& text, int vocab, const std::filesystem::path& cache) {
@@ -50,8 +49,8 @@ TokenSource open_tokens(const std::filesystem::path& data, int vocab, const std:
       if (entry.path().extension() == ".npy") files.push_back(entry.path());
     }
     if (files.empty()) {
-      throw InputError(Diagnostic{"--data", "", data.string(), "a folder with .npy files",
-                                  "or name a text or .npy file itself"});
+      throw InputError(
+          Diagnostic{"--data", "", data.string(), "a folder with .npy files", "or name a text or .npy file itself"});
     }
     std::sort(files.begin(), files.end());
     std::vector<TokenSource::Shard> shards;
@@ -61,8 +60,7 @@ TokenSource open_tokens(const std::filesystem::path& data, int vocab, const std:
 
   std::ifstream file(data, std::ios::binary);
   if (!file) {
-    throw InputError(Diagnostic{"--data", "", data.string(),
-                                "a text file, a .npy file, or a folder of .npy files",
+    throw InputError(Diagnostic{"--data", "", data.string(), "a text file, a .npy file, or a folder of .npy files",
                                 "no such file, or it can't be read"});
   }
   if (data.extension() == ".npy") return TokenSource({npy_shard(data, vocab)});

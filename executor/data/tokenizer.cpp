@@ -68,9 +68,7 @@ std::string_view first_sentence(std::string_view text) {
 // Sentences of a text, without their newlines (which become byte tokens), every n-th of them.
 class Sentences : public sentencepiece::SentenceIterator {
  public:
-  explicit Sentences(std::string_view text) : rest_(text), every_(1 + text.size() / (kTrainingBytes + 1)) {
-    Next();
-  }
+  explicit Sentences(std::string_view text) : rest_(text), every_(1 + text.size() / (kTrainingBytes + 1)) { Next(); }
   bool done() const override { return sentence_.empty(); }
   void Next() override {
     sentence_.clear();
@@ -139,8 +137,7 @@ Tokenizer Tokenizer::trained_on(std::string_view text, int vocab, const std::fil
                    .hint = "or give token ids below it as a .npy file with --data"});
   }
   if (text.find_first_not_of(" \n\r\t") == std::string_view::npos) {
-    throw InputError(
-        Diagnostic{"tokenizer", "", "no text", "a text to train on", "is the --data file empty?"});
+    throw InputError(Diagnostic{"tokenizer", "", "no text", "a text to train on", "is the --data file empty?"});
   }
   auto model = std::make_unique<Model>();
   model->key = content_key(text, training_key() + std::to_string(vocab)) + "-" + std::to_string(vocab);
@@ -148,12 +145,10 @@ Tokenizer Tokenizer::trained_on(std::string_view text, int vocab, const std::fil
   std::string bytes = read_file(path);
   if (bytes.empty() || !model->processor.LoadFromSerializedProto(bytes).ok()) {
     bytes = train(text, vocab);
-    write_atomically(path, [&](const std::filesystem::path& temporary) {
-      std::ofstream(temporary, std::ios::binary) << bytes;
-    });
+    write_atomically(
+        path, [&](const std::filesystem::path& temporary) { std::ofstream(temporary, std::ios::binary) << bytes; });
     const auto status = model->processor.LoadFromSerializedProto(bytes);
-    if (!status.ok())
-      throw std::runtime_error("the tokenizer just trained can't be loaded: " + status.ToString());
+    if (!status.ok()) throw std::runtime_error("the tokenizer just trained can't be loaded: " + status.ToString());
   }
   model->newline = model->processor.PieceToId("<0x0A>");
   return Tokenizer(std::move(model));
@@ -194,8 +189,7 @@ std::string Tokenizer::decode(std::span<const std::int32_t> tokens) const {
   return text;
 }
 
-std::vector<std::int32_t> Tokenizer::encode_cached(std::string_view text,
-                                                   const std::filesystem::path& cache) const {
+std::vector<std::int32_t> Tokenizer::encode_cached(std::string_view text, const std::filesystem::path& cache) const {
   const std::filesystem::path path = cache / ("tokens-" + content_key(text, key()) + "-" + key() + ".npy");
   if (std::filesystem::exists(path)) {
     try {
@@ -205,8 +199,7 @@ std::vector<std::int32_t> Tokenizer::encode_cached(std::string_view text,
     }
   }
   std::vector<std::int32_t> tokens = encode(text);
-  write_atomically(path,
-                   [&](const std::filesystem::path& temporary) { write_npy_tokens(temporary, tokens); });
+  write_atomically(path, [&](const std::filesystem::path& temporary) { write_npy_tokens(temporary, tokens); });
   return tokens;
 }
 

@@ -21,8 +21,8 @@ double sum_squares(std::int64_t n, const Real* x) {
 }
 
 template <class Real>
-void adamw(const AdamWStep& step, std::int64_t n, const Real* __restrict gradients,
-           Real* __restrict parameters, Real* __restrict m, Real* __restrict v) {
+void adamw(const AdamWStep& step, std::int64_t n, const Real* __restrict gradients, Real* __restrict parameters,
+           Real* __restrict m, Real* __restrict v) {
   const double t = static_cast<double>(step.step + 1);
   const Real factor = static_cast<Real>(step.gradient_factor), lr = static_cast<Real>(step.learning_rate);
   const Real b1 = static_cast<Real>(step.beta1), one_minus_b1 = static_cast<Real>(1 - step.beta1);
@@ -36,8 +36,7 @@ void adamw(const AdamWStep& step, std::int64_t n, const Real* __restrict gradien
     const Real v_new = b2 * v[i] + one_minus_b2 * g * g;
     m[i] = m_new;
     v[i] = v_new;
-    parameters[i] -=
-        lr * (m_new * m_correction / (std::sqrt(v_new * v_correction) + epsilon) + decay * parameters[i]);
+    parameters[i] -= lr * (m_new * m_correction / (std::sqrt(v_new * v_correction) + epsilon) + decay * parameters[i]);
   }
 }
 

@@ -10,9 +10,7 @@
 namespace meshwright::kernels {
 namespace {
 
-std::int64_t largest_block(const AttentionShape& shape) {
-  return std::min(shape.block, shape.tokens) * shape.tokens;
-}
+std::int64_t largest_block(const AttentionShape& shape) { return std::min(shape.block, shape.tokens) * shape.tokens; }
 
 // Rows [first, first + rows) of the scores and their columns [0, cols).
 struct Block {
@@ -30,10 +28,7 @@ Block block_at(const AttentionShape& shape, std::int64_t i) {
 // apart.
 struct Strides {
   explicit Strides(const AttentionShape& s)
-      : head(s.heads * s.head_width),
-        rope(s.heads * s.rope_width),
-        q(s.sequences * head),
-        qr(s.sequences * rope) {}
+      : head(s.heads * s.head_width), rope(s.heads * s.rope_width), q(s.sequences * head), qr(s.sequences * rope) {}
   std::int64_t head, rope;  // columns of qn (also of o, and half of kv's), of qr
   std::int64_t q, qr;       // from token to token
 };
@@ -41,8 +36,7 @@ struct Strides {
 // One head of one sequence: where its first token's parts lie.
 template <class Real>
 struct Head {
-  Head(const AttentionShape& s, const Strides& ld, const AttentionInputs<Real>& in, std::int64_t b,
-       std::int64_t h)
+  Head(const AttentionShape& s, const Strides& ld, const AttentionInputs<Real>& in, std::int64_t b, std::int64_t h)
       : qn(in.qn + b * ld.head + h * s.head_width),
         k(in.kv + b * 2 * ld.head + h * s.head_width),
         v(k + ld.head),
@@ -66,8 +60,8 @@ template <class Real>
 void block_scores(const AttentionShape& shape, const Strides& ld, const Head<Real>& head, const Block& block,
                   Real* scores) {
   const Real scale = score_scale<Real>(shape);
-  gemm(Transpose::kNo, Transpose::kYes, block.rows, block.cols, shape.head_width, scale,
-       head.qn + block.first * ld.q, ld.q, head.k, 2 * ld.q, Real(0), scores, block.cols);
+  gemm(Transpose::kNo, Transpose::kYes, block.rows, block.cols, shape.head_width, scale, head.qn + block.first * ld.q,
+       ld.q, head.k, 2 * ld.q, Real(0), scores, block.cols);
   if (shape.rope_width > 0) {
     gemm(Transpose::kNo, Transpose::kYes, block.rows, block.cols, shape.rope_width, scale,
          head.qr + block.first * ld.qr, ld.qr, head.kr, head.kr_ld, Real(1), scores, block.cols);
@@ -102,17 +96,16 @@ void attention_forward(const AttentionShape& shape, const AttentionInputs<Real>&
           for (std::int64_t c = 0; c < visible; ++c) row[c] *= inverse;
           std::fill(row + visible, row + block.cols, Real(0));
         }
-        gemm(Transpose::kNo, Transpose::kNo, block.rows, shape.head_width, block.cols, Real(1), scratch,
-             block.cols, head.v, 2 * ld.q, Real(0),
-             o + b * ld.head + h * shape.head_width + block.first * ld.q, ld.q);
+        gemm(Transpose::kNo, Transpose::kNo, block.rows, shape.head_width, block.cols, Real(1), scratch, block.cols,
+             head.v, 2 * ld.q, Real(0), o + b * ld.head + h * shape.head_width + block.first * ld.q, ld.q);
       }
     }
   }
 }
 
 template <class Real>
-void attention_backward(const AttentionShape& shape, const AttentionInputs<Real>& in, const Real* lse,
-                        const Real* do_, const AttentionGradients<Real>& out, Real* scratch) {
+void attention_backward(const AttentionShape& shape, const AttentionInputs<Real>& in, const Real* lse, const Real* do_,
+                        const AttentionGradients<Real>& out, Real* scratch) {
   assert(shape.block >= 1);
   const Strides ld(shape);
   const Real scale = score_scale<Real>(shape);
@@ -133,10 +126,9 @@ void attention_backward(const AttentionShape& shape, const AttentionInputs<Real>
         const Real* block_do = head_do + block.first * ld.q;
         const Real keep = i == blocks - 1 ? Real(0) : Real(1);
         block_scores(shape, ld, head, block, p);
-        gemm(Transpose::kNo, Transpose::kYes, block.rows, block.cols, shape.head_width, Real(1), block_do,
-             ld.q, head.v, 2 * ld.q, Real(0), ds, block.cols);
-        for (std::int64_t r = 0; r < block.rows;
-             ++r) {  // p: scores -> P;   ds: dP -> P * (dP - sum of P * dP)
+        gemm(Transpose::kNo, Transpose::kYes, block.rows, block.cols, shape.head_width, Real(1), block_do, ld.q, head.v,
+             2 * ld.q, Real(0), ds, block.cols);
+        for (std::int64_t r = 0; r < block.rows; ++r) {  // p: scores -> P;   ds: dP -> P * (dP - sum of P * dP)
           Real* p_row = p + r * block.cols;
           Real* ds_row = ds + r * block.cols;
           const std::int64_t visible = block.first + r + 1;
@@ -147,30 +139,28 @@ void attention_backward(const AttentionShape& shape, const AttentionInputs<Real>
           std::fill(p_row + visible, p_row + block.cols, Real(0));
           std::fill(ds_row + visible, ds_row + block.cols, Real(0));
         }
-        gemm(Transpose::kNo, Transpose::kNo, block.rows, shape.head_width, block.cols, scale, ds, block.cols,
-             head.k, 2 * ld.q, Real(0), out.dqn + b * ld.head + h * shape.head_width + block.first * ld.q,
-             ld.q);
+        gemm(Transpose::kNo, Transpose::kNo, block.rows, shape.head_width, block.cols, scale, ds, block.cols, head.k,
+             2 * ld.q, Real(0), out.dqn + b * ld.head + h * shape.head_width + block.first * ld.q, ld.q);
         gemm(Transpose::kYes, Transpose::kNo, block.cols, shape.head_width, block.rows, scale, ds, block.cols,
              head.qn + block.first * ld.q, ld.q, keep, dk, 2 * ld.q);
-        gemm(Transpose::kYes, Transpose::kNo, block.cols, shape.head_width, block.rows, Real(1), p,
-             block.cols, block_do, ld.q, keep, dv, 2 * ld.q);
+        gemm(Transpose::kYes, Transpose::kNo, block.cols, shape.head_width, block.rows, Real(1), p, block.cols,
+             block_do, ld.q, keep, dv, 2 * ld.q);
         if (shape.rope_width > 0) {
-          gemm(Transpose::kNo, Transpose::kNo, block.rows, shape.rope_width, block.cols, scale, ds,
-               block.cols, head.kr, head.kr_ld, Real(0),
-               out.dqr + b * ld.rope + h * shape.rope_width + block.first * ld.qr, ld.qr);
+          gemm(Transpose::kNo, Transpose::kNo, block.rows, shape.rope_width, block.cols, scale, ds, block.cols, head.kr,
+               head.kr_ld, Real(0), out.dqr + b * ld.rope + h * shape.rope_width + block.first * ld.qr, ld.qr);
           const Real keep_kr = h > 0 || out.accumulate_dkr ? Real(1) : keep;
-          gemm(Transpose::kYes, Transpose::kNo, block.cols, shape.rope_width, block.rows, scale, ds,
-               block.cols, head.qr + block.first * ld.qr, ld.qr, keep_kr, dkr, shape.sequences * out.dkr_ld);
+          gemm(Transpose::kYes, Transpose::kNo, block.cols, shape.rope_width, block.rows, scale, ds, block.cols,
+               head.qr + block.first * ld.qr, ld.qr, keep_kr, dkr, shape.sequences * out.dkr_ld);
         }
       }
     }
   }
 }
 
-#define MESHWRIGHT_INSTANTIATE(Real)                                                                         \
-  template void attention_forward(const AttentionShape&, const AttentionInputs<Real>&, Real*, Real*, Real*); \
-  template void attention_backward(const AttentionShape&, const AttentionInputs<Real>&, const Real*,         \
-                                   const Real*, const AttentionGradients<Real>&, Real*);
+#define MESHWRIGHT_INSTANTIATE(Real)                                                                              \
+  template void attention_forward(const AttentionShape&, const AttentionInputs<Real>&, Real*, Real*, Real*);      \
+  template void attention_backward(const AttentionShape&, const AttentionInputs<Real>&, const Real*, const Real*, \
+                                   const AttentionGradients<Real>&, Real*);
 MESHWRIGHT_INSTANTIATE(float)
 MESHWRIGHT_INSTANTIATE(double)
 #undef MESHWRIGHT_INSTANTIATE

@@ -50,12 +50,11 @@ std::int64_t attention_backward_scratch(const AttentionShape& shape);
 
 // o (T, B, H*dh); lse (B, H, T): log of the sum over t' <= t of e^score(t, t').
 template <class Real>
-void attention_forward(const AttentionShape& shape, const AttentionInputs<Real>& in, Real* o, Real* lse,
-                       Real* scratch);
+void attention_forward(const AttentionShape& shape, const AttentionInputs<Real>& in, Real* o, Real* lse, Real* scratch);
 
 // do_ (T, B, H*dh) is the gradient of o. Probabilities are recomputed from lse.
 template <class Real>
-void attention_backward(const AttentionShape& shape, const AttentionInputs<Real>& in, const Real* lse,
-                        const Real* do_, const AttentionGradients<Real>& out, Real* scratch);
+void attention_backward(const AttentionShape& shape, const AttentionInputs<Real>& in, const Real* lse, const Real* do_,
+                        const AttentionGradients<Real>& out, Real* scratch);
 
 }  // namespace meshwright::kernels

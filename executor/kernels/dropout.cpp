@@ -49,8 +49,7 @@ void residual(const Residual<Real>& residual, const Real* x, const Real* in, Rea
       } else {
         const std::int64_t token = rows.global_token(r / rows.sequences, r % rows.sequences);
         dropout_multipliers(residual.dropout, token * residual.width + c, run, multiplier);
-        for (std::int64_t i = 0; i < run; ++i)
-          out[at + i] = x[at + i] + multiplier[i] * (in[at + i] + bias[i]);
+        for (std::int64_t i = 0; i < run; ++i) out[at + i] = x[at + i] + multiplier[i] * (in[at + i] + bias[i]);
       }
     }
   }
@@ -70,8 +69,7 @@ void residual_backward(const Residual<Real>& residual, const Real* dout, Real* d
     }
   }
   if (dbias)
-    column_sum(rows.rows(), residual.width, din, residual.width, accumulate_dbias, residual.bias_chunks,
-               dbias);
+    column_sum(rows.rows(), residual.width, din, residual.width, accumulate_dbias, residual.bias_chunks, dbias);
 }
 
 #define MESHWRIGHT_INSTANTIATE(Real)                                                    \

@@ -51,7 +51,6 @@ void residual(const Residual<Real>& residual, const Real* x, const Real* in, Rea
 // every one of `bias_chunks` chunks, added to what is there if `accumulate_dbias`; not computed if dbias is
 // null. din may be dout. (The gradient of x is dout itself.) Of `residual`, bias itself is not used.
 template <class Real>
-void residual_backward(const Residual<Real>& residual, const Real* dout, Real* din, Real* dbias,
-                       bool accumulate_dbias);
+void residual_backward(const Residual<Real>& residual, const Real* dout, Real* din, Real* dbias, bool accumulate_dbias);
 
 }  // namespace meshwright::kernels

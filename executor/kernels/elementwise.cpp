@@ -31,8 +31,8 @@ void add_bias(std::int64_t rows, std::int64_t n, const Real* bias, Real* x, std:
 }
 
 template <class Real>
-void column_sum(std::int64_t rows, std::int64_t n, const Real* x, std::int64_t ld, bool accumulate,
-                std::int64_t repeat, Real* out) {
+void column_sum(std::int64_t rows, std::int64_t n, const Real* x, std::int64_t ld, bool accumulate, std::int64_t repeat,
+                Real* out) {
   assert(repeat >= 1);
   constexpr std::int64_t kColumns = 256;  // sums of so many columns stay in L1
   Real sums[kColumns];
@@ -92,15 +92,14 @@ template void cast(std::int64_t, const double*, float*);
 template void cast(std::int64_t, const float*, double*);
 template void cast(std::int64_t, const double*, double*);
 
-#define MESHWRIGHT_INSTANTIATE(Real)                                                                  \
-  template void fill(std::int64_t, Real, Real*);                                                      \
-  template void add(std::int64_t, const Real*, Real*);                                                \
-  template void add_bias(std::int64_t, std::int64_t, const Real*, Real*, std::int64_t);               \
-  template void column_sum(std::int64_t, std::int64_t, const Real*, std::int64_t, bool, std::int64_t, \
-                           Real*);                                                                    \
-  template void gelu(std::int64_t, const Real*, Real*);                                               \
-  template void gelu_backward(std::int64_t, const Real*, const Real*, Real*);                         \
-  template void sigmoid(std::int64_t, const Real*, Real*);                                            \
+#define MESHWRIGHT_INSTANTIATE(Real)                                                                          \
+  template void fill(std::int64_t, Real, Real*);                                                              \
+  template void add(std::int64_t, const Real*, Real*);                                                        \
+  template void add_bias(std::int64_t, std::int64_t, const Real*, Real*, std::int64_t);                       \
+  template void column_sum(std::int64_t, std::int64_t, const Real*, std::int64_t, bool, std::int64_t, Real*); \
+  template void gelu(std::int64_t, const Real*, Real*);                                                       \
+  template void gelu_backward(std::int64_t, const Real*, const Real*, Real*);                                 \
+  template void sigmoid(std::int64_t, const Real*, Real*);                                                    \
   template void sigmoid_backward(std::int64_t, const Real*, const Real*, Real*);
 MESHWRIGHT_INSTANTIATE(float)
 MESHWRIGHT_INSTANTIATE(double)

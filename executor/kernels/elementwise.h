@@ -22,8 +22,8 @@ void add_bias(std::int64_t rows, std::int64_t n, const Real* bias, Real* x, std:
 // out[q*n + c] = sum over rows of x(r, c), for every q < repeat, added to what is there if `accumulate`. rows
 // may be 0.
 template <class Real>
-void column_sum(std::int64_t rows, std::int64_t n, const Real* x, std::int64_t ld, bool accumulate,
-                std::int64_t repeat, Real* out);
+void column_sum(std::int64_t rows, std::int64_t n, const Real* x, std::int64_t ld, bool accumulate, std::int64_t repeat,
+                Real* out);
 
 // a = gelu(u) = u/2 * (1 + tanh(z)) = u * logistic(2z),  z = sqrt(2/pi) * (u + 0.044715 u^3).   In place
 // allowed. Hendrycks & Gimpel 2016. float: error below 3e-7 * max(1, |a|); double: as std::exp.

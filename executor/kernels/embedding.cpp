@@ -12,8 +12,7 @@ void embedding(std::int64_t rows, std::int64_t width, const std::int32_t* ids, c
 }
 
 template <class Real>
-void embedding_backward(std::int64_t rows, std::int64_t width, const std::int32_t* ids, const Real* d,
-                        Real* dtable) {
+void embedding_backward(std::int64_t rows, std::int64_t width, const std::int32_t* ids, const Real* d, Real* dtable) {
   for (std::int64_t r = 0; r < rows; ++r) add(width, d + r * width, dtable + ids[r] * width);
 }
 

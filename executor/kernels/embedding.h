@@ -10,7 +10,6 @@ void embedding(std::int64_t rows, std::int64_t width, const std::int32_t* ids, c
 
 // dtable row ids[r] += d row r, in the order of r, so the same input gives the same bits.
 template <class Real>
-void embedding_backward(std::int64_t rows, std::int64_t width, const std::int32_t* ids, const Real* d,
-                        Real* dtable);
+void embedding_backward(std::int64_t rows, std::int64_t width, const std::int32_t* ids, const Real* d, Real* dtable);
 
 }  // namespace meshwright::kernels

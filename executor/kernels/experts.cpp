@@ -37,8 +37,8 @@ void for_each_run(const Combine<Real>& c, std::int64_t token, std::int64_t exper
 }  // namespace
 
 template <class Real>
-void dispatch(std::int64_t rows, std::int64_t choices, std::int64_t width, const std::int32_t* slot,
-              const Real* h, Real* packed) {
+void dispatch(std::int64_t rows, std::int64_t choices, std::int64_t width, const std::int32_t* slot, const Real* h,
+              Real* packed) {
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t at = r * choices; at < (r + 1) * choices; ++at) {
       if (slot[at] >= 0) std::copy_n(h + r * width, width, packed + slot[at] * width);
@@ -75,12 +75,11 @@ template <class Real>
 void combine_backward(const Combine<Real>& combine, const Real* dout, Real* masked, Real* row_gate) {
   for_each_kept(combine, [&](std::int64_t at, std::int64_t slot, std::int64_t row, std::int64_t token) {
     row_gate[slot] = combine.gate[at];
-    for_each_run(combine, token, combine.choice[at],
-                 [&](std::int64_t first, std::int64_t run, const Real* multiplier) {
-                   const Real* d = dout + row * combine.width + first;
-                   Real* target = masked + slot * combine.width + first;
-                   for (std::int64_t i = 0; i < run; ++i) target[i] = multiplier[i] * d[i];
-                 });
+    for_each_run(combine, token, combine.choice[at], [&](std::int64_t first, std::int64_t run, const Real* multiplier) {
+      const Real* d = dout + row * combine.width + first;
+      Real* target = masked + slot * combine.width + first;
+      for (std::int64_t i = 0; i < run; ++i) target[i] = multiplier[i] * d[i];
+    });
   });
 }
 
@@ -89,9 +88,9 @@ void gate_gradient(const Combine<Real>& combine, std::int64_t hidden, const Real
                    const Real* masked, const Real* bias, Real bias_scale, Real* dgate) {
   std::fill_n(dgate, combine.rows.rows() * combine.choices, Real(0));
   for_each_kept(combine, [&](std::int64_t at, std::int64_t slot, std::int64_t, std::int64_t) {
-    dgate[at] = dot(hidden, a + slot * hidden, da_raw + slot * hidden) +
-                bias_scale * dot(combine.width, masked + slot * combine.width,
-                                 bias + combine.choice[at] * combine.width);
+    dgate[at] =
+        dot(hidden, a + slot * hidden, da_raw + slot * hidden) +
+        bias_scale * dot(combine.width, masked + slot * combine.width, bias + combine.choice[at] * combine.width);
   });
 }
 
@@ -111,8 +110,8 @@ void expert_add_bias(const ExpertRows& experts, std::int64_t n, const Real* bias
 }
 
 template <class Real>
-void expert_column_sum(const ExpertRows& experts, std::int64_t n, const Real* x, const Real* row_gate,
-                       Real scale, bool accumulate, Real* out) {
+void expert_column_sum(const ExpertRows& experts, std::int64_t n, const Real* x, const Real* row_gate, Real scale,
+                       bool accumulate, Real* out) {
   for (std::int64_t e = 0; e < experts.experts; ++e) {
     Real* target = out + e * n;
     if (!accumulate) std::fill_n(target, n, Real(0));
@@ -132,27 +131,24 @@ void expert_gelu(const ExpertRows& experts, std::int64_t n, const Real* u, Real*
 }
 
 template <class Real>
-void expert_gelu_backward(const ExpertRows& experts, std::int64_t n, const Real* u, const Real* da,
-                          Real* du) {
+void expert_gelu_backward(const ExpertRows& experts, std::int64_t n, const Real* u, const Real* da, Real* du) {
   for (std::int64_t e = 0; e < experts.experts; ++e) {
     const std::int64_t first = e * experts.row_capacity * n;
     gelu_backward(experts.rows[e] * n, u + first, da + first, du + first);
   }
 }
 
-#define MESHWRIGHT_INSTANTIATE(Real)                                                                         \
-  template void dispatch(std::int64_t, std::int64_t, std::int64_t, const std::int32_t*, const Real*, Real*); \
-  template void dispatch_backward(std::int64_t, std::int64_t, std::int64_t, const std::int32_t*,             \
-                                  const Real*, Real*);                                                       \
-  template void combine(const Combine<Real>&, const Real*, const Real*, Real, Real*);                        \
-  template void combine_backward(const Combine<Real>&, const Real*, Real*, Real*);                           \
-  template void gate_gradient(const Combine<Real>&, std::int64_t, const Real*, const Real*, const Real*,     \
-                              const Real*, Real, Real*);                                                     \
-  template void expert_scale_rows(const ExpertRows&, std::int64_t, const Real*, Real*);                      \
-  template void expert_add_bias(const ExpertRows&, std::int64_t, const Real*, Real*);                        \
-  template void expert_column_sum(const ExpertRows&, std::int64_t, const Real*, const Real*, Real, bool,     \
-                                  Real*);                                                                    \
-  template void expert_gelu(const ExpertRows&, std::int64_t, const Real*, Real*);                            \
+#define MESHWRIGHT_INSTANTIATE(Real)                                                                                  \
+  template void dispatch(std::int64_t, std::int64_t, std::int64_t, const std::int32_t*, const Real*, Real*);          \
+  template void dispatch_backward(std::int64_t, std::int64_t, std::int64_t, const std::int32_t*, const Real*, Real*); \
+  template void combine(const Combine<Real>&, const Real*, const Real*, Real, Real*);                                 \
+  template void combine_backward(const Combine<Real>&, const Real*, Real*, Real*);                                    \
+  template void gate_gradient(const Combine<Real>&, std::int64_t, const Real*, const Real*, const Real*, const Real*, \
+                              Real, Real*);                                                                           \
+  template void expert_scale_rows(const ExpertRows&, std::int64_t, const Real*, Real*);                               \
+  template void expert_add_bias(const ExpertRows&, std::int64_t, const Real*, Real*);                                 \
+  template void expert_column_sum(const ExpertRows&, std::int64_t, const Real*, const Real*, Real, bool, Real*);      \
+  template void expert_gelu(const ExpertRows&, std::int64_t, const Real*, Real*);                                     \
   template void expert_gelu_backward(const ExpertRows&, std::int64_t, const Real*, const Real*, Real*);
 MESHWRIGHT_INSTANTIATE(float)
 MESHWRIGHT_INSTANTIATE(double)

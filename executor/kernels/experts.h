@@ -23,8 +23,8 @@ namespace meshwright::kernels {
 // packed row slot[r*k + j] = h row r, for `rows` tokens of `width`. Dropped assignments (slot -1) are
 // skipped.
 template <class Real>
-void dispatch(std::int64_t rows, std::int64_t choices, std::int64_t width, const std::int32_t* slot,
-              const Real* h, Real* packed);
+void dispatch(std::int64_t rows, std::int64_t choices, std::int64_t width, const std::int32_t* slot, const Real* h,
+              Real* packed);
 
 // dh row r += sum over j of dpacked row slot[r*k + j].
 template <class Real>
@@ -71,8 +71,8 @@ void expert_add_bias(const ExpertRows& experts, std::int64_t n, const Real* bias
 // out[e] = scale * sum over the rows of e of row_gate[i] * x row i (weights 1 if row_gate is null), added if
 // `accumulate`; out is (E, n).
 template <class Real>
-void expert_column_sum(const ExpertRows& experts, std::int64_t n, const Real* x, const Real* row_gate,
-                       Real scale, bool accumulate, Real* out);
+void expert_column_sum(const ExpertRows& experts, std::int64_t n, const Real* x, const Real* row_gate, Real scale,
+                       bool accumulate, Real* out);
 
 // gelu and gelu_backward (elementwise.h).
 template <class Real>

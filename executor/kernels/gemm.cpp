@@ -46,20 +46,16 @@ void scale_matrix(std::int64_t m, std::int64_t n, Real beta, Real* c, std::int64
   }
 }
 
-void multiply(Transpose ta, Transpose tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
-              const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
-              std::int64_t ldc) {
+void multiply(Transpose ta, Transpose tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const float* a,
+              std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c, std::int64_t ldc) {
   keep_onednn_on_this_thread();
   const auto letter = [](Transpose t) { return t == Transpose::kYes ? 'T' : 'N'; };
-  const dnnl_status_t status =
-      dnnl_sgemm(letter(ta), letter(tb), m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
-  if (status != dnnl_success)
-    throw std::runtime_error("dnnl_sgemm failed with status " + std::to_string(status));
+  const dnnl_status_t status = dnnl_sgemm(letter(ta), letter(tb), m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  if (status != dnnl_success) throw std::runtime_error("dnnl_sgemm failed with status " + std::to_string(status));
 }
 
-void multiply(Transpose ta, Transpose tb, std::int64_t m, std::int64_t n, std::int64_t k, double alpha,
-              const double* a, std::int64_t lda, const double* b, std::int64_t ldb, double beta, double* c,
-              std::int64_t ldc) {
+void multiply(Transpose ta, Transpose tb, std::int64_t m, std::int64_t n, std::int64_t k, double alpha, const double* a,
+              std::int64_t lda, const double* b, std::int64_t ldb, double beta, double* c, std::int64_t ldc) {
   using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   using Input = Eigen::Map<const Matrix, Eigen::Unaligned, Eigen::OuterStride<>>;
   using Output = Eigen::Map<Matrix, Eigen::Unaligned, Eigen::OuterStride<>>;
@@ -82,9 +78,8 @@ void multiply(Transpose ta, Transpose tb, std::int64_t m, std::int64_t n, std::i
 }  // namespace
 
 template <class Real>
-void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
-          Real alpha, const Real* a, std::int64_t lda, const Real* b, std::int64_t ldb, Real beta, Real* c,
-          std::int64_t ldc) {
+void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, Real alpha,
+          const Real* a, std::int64_t lda, const Real* b, std::int64_t ldb, Real beta, Real* c, std::int64_t ldc) {
   assert(m >= 0 && n >= 0 && k >= 0);
   if (m == 0 || n == 0) return;
   if (k == 0) {
@@ -99,33 +94,33 @@ void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int
 }
 
 template <class Real>
-void expert_gemm(const ExpertRows& experts, Transpose transpose_w, std::int64_t n, std::int64_t k,
-                 const Real* a, std::int64_t lda, const Real* w, Real* c, std::int64_t ldc) {
+void expert_gemm(const ExpertRows& experts, Transpose transpose_w, std::int64_t n, std::int64_t k, const Real* a,
+                 std::int64_t lda, const Real* w, Real* c, std::int64_t ldc) {
   const std::int64_t ldw = transpose_w == Transpose::kYes ? k : n;
   for (std::int64_t e = 0; e < experts.experts; ++e) {
     const std::int64_t first = e * experts.row_capacity;
-    gemm(Transpose::kNo, transpose_w, experts.rows[e], n, k, Real(1), a + first * lda, lda, w + e * k * n,
-         ldw, Real(0), c + first * ldc, ldc);
+    gemm(Transpose::kNo, transpose_w, experts.rows[e], n, k, Real(1), a + first * lda, lda, w + e * k * n, ldw, Real(0),
+         c + first * ldc, ldc);
   }
 }
 
 template <class Real>
-void expert_weight_gradient(const ExpertRows& experts, std::int64_t m, std::int64_t n, const Real* a,
-                            std::int64_t lda, const Real* b, std::int64_t ldb, bool accumulate, Real* dw) {
+void expert_weight_gradient(const ExpertRows& experts, std::int64_t m, std::int64_t n, const Real* a, std::int64_t lda,
+                            const Real* b, std::int64_t ldb, bool accumulate, Real* dw) {
   for (std::int64_t e = 0; e < experts.experts; ++e) {
     const std::int64_t first = e * experts.row_capacity;
-    gemm(Transpose::kYes, Transpose::kNo, m, n, experts.rows[e], Real(1), a + first * lda, lda,
-         b + first * ldb, ldb, Real(accumulate ? 1 : 0), dw + e * m * n, n);
+    gemm(Transpose::kYes, Transpose::kNo, m, n, experts.rows[e], Real(1), a + first * lda, lda, b + first * ldb, ldb,
+         Real(accumulate ? 1 : 0), dw + e * m * n, n);
   }
 }
 
-#define MESHWRIGHT_INSTANTIATE(Real)                                                                    \
-  template void gemm(Transpose, Transpose, std::int64_t, std::int64_t, std::int64_t, Real, const Real*, \
-                     std::int64_t, const Real*, std::int64_t, Real, Real*, std::int64_t);               \
-  template void expert_gemm(const ExpertRows&, Transpose, std::int64_t, std::int64_t, const Real*,      \
-                            std::int64_t, const Real*, Real*, std::int64_t);                            \
-  template void expert_weight_gradient(const ExpertRows&, std::int64_t, std::int64_t, const Real*,      \
-                                       std::int64_t, const Real*, std::int64_t, bool, Real*);
+#define MESHWRIGHT_INSTANTIATE(Real)                                                                                  \
+  template void gemm(Transpose, Transpose, std::int64_t, std::int64_t, std::int64_t, Real, const Real*, std::int64_t, \
+                     const Real*, std::int64_t, Real, Real*, std::int64_t);                                           \
+  template void expert_gemm(const ExpertRows&, Transpose, std::int64_t, std::int64_t, const Real*, std::int64_t,      \
+                            const Real*, Real*, std::int64_t);                                                        \
+  template void expert_weight_gradient(const ExpertRows&, std::int64_t, std::int64_t, const Real*, std::int64_t,      \
+                                       const Real*, std::int64_t, bool, Real*);
 MESHWRIGHT_INSTANTIATE(float)
 MESHWRIGHT_INSTANTIATE(double)
 #undef MESHWRIGHT_INSTANTIATE

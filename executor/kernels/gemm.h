@@ -13,9 +13,8 @@ enum class Transpose { kNo, kYes };
 // must not overlap A or B. beta == 0 never reads C. Any of m, n, k may be 0; with k == 0, C = beta * C. Runs
 // on the calling thread only. float: dnnl_sgemm of oneDNN; double: Eigen.
 template <class Real>
-void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
-          Real alpha, const Real* a, std::int64_t lda, const Real* b, std::int64_t ldb, Real beta, Real* c,
-          std::int64_t ldc);
+void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, Real alpha,
+          const Real* a, std::int64_t lda, const Real* b, std::int64_t ldb, Real beta, Real* c, std::int64_t ldc);
 
 // Rows of a buffer that are packed by expert: expert e owns rows [e*row_capacity, e*row_capacity + rows[e])
 // of it; the rest of its range is padding, which no kernel reads or writes. 0 <= rows[e] <= row_capacity.
@@ -29,14 +28,14 @@ struct ExpertRows {
 // leading dimensions lda and ldc. The weights are contiguous, (experts, k, n), or for kYes (experts, n, k).
 // FLOPs: sum over e of 2 * rows[e] * n * k.
 template <class Real>
-void expert_gemm(const ExpertRows& experts, Transpose transpose_w, std::int64_t n, std::int64_t k,
-                 const Real* a, std::int64_t lda, const Real* w, Real* c, std::int64_t ldc);
+void expert_gemm(const ExpertRows& experts, Transpose transpose_w, std::int64_t n, std::int64_t k, const Real* a,
+                 std::int64_t lda, const Real* w, Real* c, std::int64_t ldc);
 
 // dW_e = A_e^T * B_e for every expert e, added to dW_e if `accumulate`; dW is (experts, m, n), contiguous,
 // A_e rows[e] x m, B_e rows[e] x n. An expert without rows gets zeros (or, with `accumulate`, keeps what it
 // has). FLOPs: sum over e of 2 * rows[e] * m * n.
 template <class Real>
-void expert_weight_gradient(const ExpertRows& experts, std::int64_t m, std::int64_t n, const Real* a,
-                            std::int64_t lda, const Real* b, std::int64_t ldb, bool accumulate, Real* dw);
+void expert_weight_gradient(const ExpertRows& experts, std::int64_t m, std::int64_t n, const Real* a, std::int64_t lda,
+                            const Real* b, std::int64_t ldb, bool accumulate, Real* dw);
 
 }  // namespace meshwright::kernels

@@ -50,8 +50,7 @@ PhiloxKey key_of(const TensorStream& stream) {
 }  // namespace
 
 template <class Real>
-void uniform(const TensorStream& stream, std::int64_t first, std::int64_t n, double low, double high,
-             Real* out) {
+void uniform(const TensorStream& stream, std::int64_t first, std::int64_t n, double low, double high, Real* out) {
   const PhiloxKey key = key_of(stream);
   for_each_element(
       first, n, [&](std::uint64_t pair) { return uniform_pair(key, pair, 0); },
@@ -71,8 +70,7 @@ void normal(const TensorStream& stream, std::int64_t first, std::int64_t n, doub
 }
 
 template <class Real>
-void truncated_normal(const TensorStream& stream, std::int64_t first, std::int64_t n, double scale,
-                      Real* out) {
+void truncated_normal(const TensorStream& stream, std::int64_t first, std::int64_t n, double scale, Real* out) {
   const PhiloxKey key = key_of(stream);
   for_each_element(
       first, n, [&](std::uint64_t pair) { return normal_pair(key, pair, 0); },

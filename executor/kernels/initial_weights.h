@@ -21,8 +21,7 @@ constexpr std::uint64_t tensor_id(std::string_view name) {
 
 // out[i] = value first + i of the tensor: uniform on [low, high).
 template <class Real>
-void uniform(const TensorStream& stream, std::int64_t first, std::int64_t n, double low, double high,
-             Real* out);
+void uniform(const TensorStream& stream, std::int64_t first, std::int64_t n, double low, double high, Real* out);
 
 // Normal with mean 0 and this standard deviation (Box & Muller 1958).
 template <class Real>
@@ -33,7 +32,6 @@ void normal(const TensorStream& stream, std::int64_t first, std::int64_t n, doub
 // kTruncatedNormalDeviation.
 inline constexpr double kTruncatedNormalDeviation = 0.87962566103423978;
 template <class Real>
-void truncated_normal(const TensorStream& stream, std::int64_t first, std::int64_t n, double scale,
-                      Real* out);
+void truncated_normal(const TensorStream& stream, std::int64_t first, std::int64_t n, double scale, Real* out);
 
 }  // namespace meshwright::kernels

@@ -10,8 +10,7 @@
 namespace meshwright::kernels {
 
 template <class Real>
-double cross_entropy(std::int64_t rows, std::int64_t classes, const std::int32_t* targets,
-                     const Real* logits) {
+double cross_entropy(std::int64_t rows, std::int64_t classes, const std::int32_t* targets, const Real* logits) {
   constexpr std::int64_t kRun = 1024;  // exponentials made at a time, on the stack
   Real exponentials[kRun];
   double loss = 0;
@@ -30,8 +29,8 @@ double cross_entropy(std::int64_t rows, std::int64_t classes, const std::int32_t
 }
 
 template <class Real>
-double cross_entropy_backward(std::int64_t rows, std::int64_t classes, const std::int32_t* targets,
-                              Real scale, Real* logits) {
+double cross_entropy_backward(std::int64_t rows, std::int64_t classes, const std::int32_t* targets, Real scale,
+                              Real* logits) {
   double loss = 0;
   for (std::int64_t r = 0; r < rows; ++r) {
     Real* row = logits + r * classes;
@@ -74,8 +73,8 @@ LmHeadResult lm_head(const LmHead<Real>& head) {
       continue;
     }
     result.loss += cross_entropy_backward(rows, V, head.targets + first, head.loss_scale, logits);
-    gemm(Transpose::kNo, Transpose::kNo, rows, C, V, Real(1), logits, V, head.table, C, Real(0),
-         head.dx + first * C, C);
+    gemm(Transpose::kNo, Transpose::kNo, rows, C, V, Real(1), logits, V, head.table, C, Real(0), head.dx + first * C,
+         C);
     gemm(Transpose::kYes, Transpose::kNo, V, C, rows, Real(1), logits, V, x, C,
          Real(first > 0 || head.accumulate_dtable ? 1 : 0), head.dtable, C);
   }

@@ -8,14 +8,13 @@ namespace meshwright::kernels {
 // Softmax cross-entropy of `rows` rows of `classes` logits, contiguous: returns the sum over rows of
 // log(sum over v of e^logit_v) - logit_target. The sum over rows is in double. Leaves the logits as they are.
 template <class Real>
-double cross_entropy(std::int64_t rows, std::int64_t classes, const std::int32_t* targets,
-                     const Real* logits);
+double cross_entropy(std::int64_t rows, std::int64_t classes, const std::int32_t* targets, const Real* logits);
 
 // The same sum, and the logits become its gradient times `scale`:  scale * (softmax(logits) -
 // one_hot(target)).
 template <class Real>
-double cross_entropy_backward(std::int64_t rows, std::int64_t classes, const std::int32_t* targets,
-                              Real scale, Real* logits);
+double cross_entropy_backward(std::int64_t rows, std::int64_t classes, const std::int32_t* targets, Real scale,
+                              Real* logits);
 
 // Output head with a table shared with the embedding: logits = x table^T, cross-entropy against targets;
 // `chunk` rows at a time, so that the logits of all rows never exist together. FLOPs: 2 * rows * width *

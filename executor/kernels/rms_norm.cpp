@@ -8,8 +8,8 @@
 namespace meshwright::kernels {
 
 template <class Real>
-void rms_norm(std::int64_t rows, std::int64_t width, const Real* x, const Real* gamma, const Real* beta,
-              Real* y, Real* rstd) {
+void rms_norm(std::int64_t rows, std::int64_t width, const Real* x, const Real* gamma, const Real* beta, Real* y,
+              Real* rstd) {
   for (std::int64_t r = 0; r < rows; ++r) {
     const Real* in = x + r * width;
     rstd[r] = Real(1) / std::sqrt(dot(width, in, in) / Real(width) + Real(1e-6));
@@ -29,8 +29,8 @@ void rms_norm_apply(std::int64_t rows, std::int64_t width, const Real* x, const 
 }
 
 template <class Real>
-void rms_norm_backward(std::int64_t rows, std::int64_t width, const Real* x, const Real* rstd,
-                       const Real* gamma, const Real* dy, const RmsNormGradients<Real>& gradients) {
+void rms_norm_backward(std::int64_t rows, std::int64_t width, const Real* x, const Real* rstd, const Real* gamma,
+                       const Real* dy, const RmsNormGradients<Real>& gradients) {
   if (!gradients.accumulate_parameters) {
     std::fill(gradients.dgamma, gradients.dgamma + width, Real(0));
     std::fill(gradients.dbeta, gradients.dbeta + width, Real(0));
@@ -56,12 +56,11 @@ void rms_norm_backward(std::int64_t rows, std::int64_t width, const Real* x, con
   }
 }
 
-#define MESHWRIGHT_INSTANTIATE(Real)                                                                       \
-  template void rms_norm(std::int64_t, std::int64_t, const Real*, const Real*, const Real*, Real*, Real*); \
-  template void rms_norm_apply(std::int64_t, std::int64_t, const Real*, const Real*, const Real*,          \
-                               const Real*, Real*);                                                        \
-  template void rms_norm_backward(std::int64_t, std::int64_t, const Real*, const Real*, const Real*,       \
-                                  const Real*, const RmsNormGradients<Real>&);
+#define MESHWRIGHT_INSTANTIATE(Real)                                                                                   \
+  template void rms_norm(std::int64_t, std::int64_t, const Real*, const Real*, const Real*, Real*, Real*);             \
+  template void rms_norm_apply(std::int64_t, std::int64_t, const Real*, const Real*, const Real*, const Real*, Real*); \
+  template void rms_norm_backward(std::int64_t, std::int64_t, const Real*, const Real*, const Real*, const Real*,      \
+                                  const RmsNormGradients<Real>&);
 MESHWRIGHT_INSTANTIATE(float)
 MESHWRIGHT_INSTANTIATE(double)
 #undef MESHWRIGHT_INSTANTIATE

@@ -7,8 +7,8 @@ namespace meshwright::kernels {
 // y(r, c) = x(r, c) * rstd[r] * gamma[c] + beta[c],  rstd[r] = 1 / sqrt(mean over c of x(r, c)^2 + 1e-6).
 // x and y are contiguous, rows x width. rstd (rows) is what the backward pass needs.   y may be x.
 template <class Real>
-void rms_norm(std::int64_t rows, std::int64_t width, const Real* x, const Real* gamma, const Real* beta,
-              Real* y, Real* rstd);
+void rms_norm(std::int64_t rows, std::int64_t width, const Real* x, const Real* gamma, const Real* beta, Real* y,
+              Real* rstd);
 
 // The same y from an rstd that is already known: recomputes the output in the backward pass.
 template <class Real>
@@ -29,7 +29,7 @@ struct RmsNormGradients {
 //   dgamma = sum over rows of dy * n;   dbeta = sum over rows of dy
 // dx may be dy if it is overwritten.
 template <class Real>
-void rms_norm_backward(std::int64_t rows, std::int64_t width, const Real* x, const Real* rstd,
-                       const Real* gamma, const Real* dy, const RmsNormGradients<Real>& gradients);
+void rms_norm_backward(std::int64_t rows, std::int64_t width, const Real* x, const Real* rstd, const Real* gamma,
+                       const Real* dy, const RmsNormGradients<Real>& gradients);
 
 }  // namespace meshwright::kernels

@@ -6,8 +6,7 @@
 namespace meshwright::kernels {
 
 template <class Real>
-RopeTable<Real>::RopeTable(std::int64_t width, std::int64_t positions)
-    : width_(width), positions_(positions) {
+RopeTable<Real>::RopeTable(std::int64_t width, std::int64_t positions) : width_(width), positions_(positions) {
   assert(width > 0 && width % 2 == 0 && positions >= 0);
   const std::int64_t pairs = width / 2;
   cosines_.resize(positions * pairs);

@@ -29,8 +29,8 @@ void gates(std::int64_t k, const Real* scores, const std::int32_t* choice, Real*
 
 // f, load and balance of sequence b, from its choices and scores.
 template <class Real>
-void count_sequence(const RoutingShape& shape, const Real* scores, std::int64_t b,
-                    const Routing<Real>& routing, const RoutingStatistics& statistics, std::int32_t* chosen) {
+void count_sequence(const RoutingShape& shape, const Real* scores, std::int64_t b, const Routing<Real>& routing,
+                    const RoutingStatistics& statistics, std::int32_t* chosen) {
   const std::int64_t E = shape.experts;
   std::fill(chosen, chosen + E, 0);
   for (std::int64_t t = 0; t < shape.tokens; ++t) {
@@ -84,9 +84,7 @@ void route(const RoutingShape& shape, const Real* scores, const Routing<Real>& r
 
     const auto first_gate = [&](std::int32_t t) {
       const Real gate = routing.gate[(t * B + b) * k];
-      return gate == gate
-                 ? gate
-                 : Real(-1);  // a NaN must not break the sort: a diverged run should print its NaN loss
+      return gate == gate ? gate : Real(-1);  // a NaN must not break the sort: a diverged run should print its NaN loss
     };
     std::sort(order, order + shape.tokens, [&](std::int32_t a, std::int32_t c) {
       const Real ga = first_gate(a), gc = first_gate(c);
@@ -99,8 +97,7 @@ void route(const RoutingShape& shape, const Real* scores, const Routing<Real>& r
         const std::int64_t at = (order[i] * B + b) * k + j;
         const std::int32_t e = routing.choice[at];
         const bool kept = taken[e]++ < shape.capacity;
-        routing.slot[at] =
-            kept ? static_cast<std::int32_t>(e * shape.row_capacity()) + routing.rows[e]++ : -1;
+        routing.slot[at] = kept ? static_cast<std::int32_t>(e * shape.row_capacity()) + routing.rows[e]++ : -1;
         *statistics.dropped += !kept;
       }
     }
@@ -108,9 +105,8 @@ void route(const RoutingShape& shape, const Real* scores, const Routing<Real>& r
 }
 
 template <class Real>
-void replay_routing(const RoutingShape& shape, const Real* scores, const std::int32_t* choice,
-                    const std::uint8_t* kept, const Routing<Real>& routing,
-                    const RoutingStatistics& statistics, std::int32_t* scratch) {
+void replay_routing(const RoutingShape& shape, const Real* scores, const std::int32_t* choice, const std::uint8_t* kept,
+                    const Routing<Real>& routing, const RoutingStatistics& statistics, std::int32_t* scratch) {
   check(shape);
   const std::int64_t B = shape.sequences, E = shape.experts, k = shape.choices;
   std::fill(routing.rows, routing.rows + E, 0);
@@ -126,8 +122,7 @@ void replay_routing(const RoutingShape& shape, const Real* scores, const std::in
         const std::int64_t at = (t * B + b) * k + j;
         const std::int32_t e = routing.choice[at];
         assert(!kept[at] || routing.rows[e] < (b + 1) * shape.capacity);
-        routing.slot[at] =
-            kept[at] ? static_cast<std::int32_t>(e * shape.row_capacity()) + routing.rows[e]++ : -1;
+        routing.slot[at] = kept[at] ? static_cast<std::int32_t>(e * shape.row_capacity()) + routing.rows[e]++ : -1;
         *statistics.dropped += !kept[at];
       }
     }
@@ -135,8 +130,8 @@ void replay_routing(const RoutingShape& shape, const Real* scores, const std::in
 }
 
 template <class Real>
-void routing_backward(const RoutingShape& shape, const Real* scores, const std::int32_t* choice,
-                      const Real* gate, const Real* dgate, Real* dscores) {
+void routing_backward(const RoutingShape& shape, const Real* scores, const std::int32_t* choice, const Real* gate,
+                      const Real* dgate, Real* dscores) {
   const std::int64_t E = shape.experts, k = shape.choices;
   for (std::int64_t row = 0; row < shape.tokens * shape.sequences; ++row) {
     const Real* s = scores + row * E;
@@ -152,8 +147,8 @@ void routing_backward(const RoutingShape& shape, const Real* scores, const std::
 }
 
 template <class Real>
-void balance_backward(const RoutingShape& shape, std::int64_t tokens, const Real* scores,
-                      const Real* fraction, Real coefficient, Real* dscores) {
+void balance_backward(const RoutingShape& shape, std::int64_t tokens, const Real* scores, const Real* fraction,
+                      Real coefficient, Real* dscores) {
   const std::int64_t B = shape.sequences, E = shape.experts;
   const Real weight = coefficient / static_cast<Real>(shape.tokens);
   for (std::int64_t row = 0; row < tokens * B; ++row) {
@@ -169,13 +164,13 @@ void balance_backward(const RoutingShape& shape, std::int64_t tokens, const Real
   }
 }
 
-#define MESHWRIGHT_INSTANTIATE(Real)                                                                       \
-  template void route(const RoutingShape&, const Real*, const Routing<Real>&, const RoutingStatistics&,    \
-                      std::int32_t*);                                                                      \
-  template void replay_routing(const RoutingShape&, const Real*, const std::int32_t*, const std::uint8_t*, \
-                               const Routing<Real>&, const RoutingStatistics&, std::int32_t*);             \
-  template void routing_backward(const RoutingShape&, const Real*, const std::int32_t*, const Real*,       \
-                                 const Real*, Real*);                                                      \
+#define MESHWRIGHT_INSTANTIATE(Real)                                                                              \
+  template void route(const RoutingShape&, const Real*, const Routing<Real>&, const RoutingStatistics&,           \
+                      std::int32_t*);                                                                             \
+  template void replay_routing(const RoutingShape&, const Real*, const std::int32_t*, const std::uint8_t*,        \
+                               const Routing<Real>&, const RoutingStatistics&, std::int32_t*);                    \
+  template void routing_backward(const RoutingShape&, const Real*, const std::int32_t*, const Real*, const Real*, \
+                                 Real*);                                                                          \
   template void balance_backward(const RoutingShape&, std::int64_t, const Real*, const Real*, Real, Real*);
 MESHWRIGHT_INSTANTIATE(float)
 MESHWRIGHT_INSTANTIATE(double)

@@ -29,7 +29,7 @@ struct Routing {
   std::int32_t* slot = nullptr;    // (T, B, k): row of the packed buffer, -1 if dropped
   Real* gate = nullptr;            // (T, B, k): s_j / sum over the k choices; not renormalised after drops
   std::int32_t* rows = nullptr;    // (E): kept rows
-  Real* fraction = nullptr;  // (B, E): f[b][e] = (choices of e, before the cut) / T, for the balance term
+  Real* fraction = nullptr;        // (B, E): f[b][e] = (choices of e, before the cut) / T, for the balance term
 };
 
 // Sums over the sequences of this call, *added* to what is there. The balance of a sequence is the sum over e
@@ -54,24 +54,23 @@ void route(const RoutingShape& shape, const Real* scores, const Routing<Real>& r
 // `capacity` per sequence and expert). Gates and statistics are computed from the scores given now. `choice`
 // may be routing.choice.
 template <class Real>
-void replay_routing(const RoutingShape& shape, const Real* scores, const std::int32_t* choice,
-                    const std::uint8_t* kept, const Routing<Real>& routing,
-                    const RoutingStatistics& statistics, std::int32_t* scratch);
+void replay_routing(const RoutingShape& shape, const Real* scores, const std::int32_t* choice, const std::uint8_t* kept,
+                    const Routing<Real>& routing, const RoutingStatistics& statistics, std::int32_t* scratch);
 
 // dscores (T, B, E), overwritten, from the gradient of the gates (T, B, k; 0 where dropped): with S = sum
 // over the choices,
 //   dscores at choice j = (dgate_j - sum over i of dgate_i * gate_i) / S,   0 elsewhere.
 // Linear in dgate, so partial sums of dgate give partial sums of dscores.
 template <class Real>
-void routing_backward(const RoutingShape& shape, const Real* scores, const std::int32_t* choice,
-                      const Real* gate, const Real* dgate, Real* dscores);
+void routing_backward(const RoutingShape& shape, const Real* scores, const std::int32_t* choice, const Real* gate,
+                      const Real* dgate, Real* dscores);
 
 // Adds the gradient of coefficient * sum over b, e of f[b][e] * P[b][e] with respect to the scores of
 // `tokens` tokens, to whose first row `scores` and `dscores` point (f is a constant):
 //   dscores(t, b, e) += coefficient / T * (f[e] - sum over e' of f[e'] s[e'] / S) / S,   S = sum of s[e']
 // shape.tokens stays the length T of the whole sequence.
 template <class Real>
-void balance_backward(const RoutingShape& shape, std::int64_t tokens, const Real* scores,
-                      const Real* fraction, Real coefficient, Real* dscores);
+void balance_backward(const RoutingShape& shape, std::int64_t tokens, const Real* scores, const Real* fraction,
+                      Real coefficient, Real* dscores);
 
 }  // namespace meshwright::kernels

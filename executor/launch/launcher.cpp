@@ -86,12 +86,12 @@ int started_ranks() {
 void expect_started_ranks(int needed, const std::string& plan) {
   assert(is_started_rank());
   if (started_ranks() == needed) return;
-  throw InputError(Diagnostic{.source = "mpirun",
-                              .path = "-n",
-                              .value = std::to_string(started_ranks()),
-                              .allowed = std::to_string(needed) + ", the ranks of the plan " + plan,
-                              .hint = "use mpirun -n " + std::to_string(needed) +
-                                      ", or leave mpirun out: the ranks are then started for you"});
+  throw InputError(Diagnostic{
+      .source = "mpirun",
+      .path = "-n",
+      .value = std::to_string(started_ranks()),
+      .allowed = std::to_string(needed) + ", the ranks of the plan " + plan,
+      .hint = "use mpirun -n " + std::to_string(needed) + ", or leave mpirun out: the ranks are then started for you"});
 }
 
 int available_cores() {
@@ -103,8 +103,7 @@ int available_cores() {
     if (!CPU_ISSET(cpu, &cpus)) continue;
     const std::string topology = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
     int package = 0, core = 0;
-    if (std::ifstream(topology + "physical_package_id") >> package &&
-        std::ifstream(topology + "core_id") >> core) {
+    if (std::ifstream(topology + "physical_package_id") >> package && std::ifstream(topology + "core_id") >> core) {
       cores.emplace(package, core);
     } else {
       cores.emplace(-1, cpu);  // the kernel does not say: a core of its own
@@ -124,8 +123,7 @@ std::vector<std::string> mpirun_command(int ranks, int cores, const std::vector<
   add({"--mca", "pml", "ob1", "--mca", "btl", "self,vader"});
   if (!may_copy_between_processes()) add({"--mca", "btl_vader_single_copy_mechanism", "none"});
   if (!shared_memory_is_enough(ranks)) {
-    line.insert(line.end(),
-                {"--mca", "btl_vader_backing_directory", std::filesystem::temp_directory_path().string()});
+    line.insert(line.end(), {"--mca", "btl_vader_backing_directory", std::filesystem::temp_directory_path().string()});
   }
   if (ranks > cores) {
     add({"--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"});
@@ -138,12 +136,12 @@ std::vector<std::string> mpirun_command(int ranks, int cores, const std::vector<
 
 int run_ranks(int ranks, const std::vector<std::string>& command) {
   if (!is_on_path("mpirun")) {
-    throw InputError(Diagnostic{
-        .source = "mpirun",
-        .path = "",
-        .value = "",
-        .allowed = "installed and on PATH, to start the plan's " + std::to_string(ranks) + " ranks",
-        .hint = "on Debian: apt-get install openmpi-bin"});
+    throw InputError(
+        Diagnostic{.source = "mpirun",
+                   .path = "",
+                   .value = "",
+                   .allowed = "installed and on PATH, to start the plan's " + std::to_string(ranks) + " ranks",
+                   .hint = "on Debian: apt-get install openmpi-bin"});
   }
   std::vector<std::string> line = mpirun_command(ranks, available_cores(), command);
   std::vector<char*> argv;
@@ -167,8 +165,7 @@ int run_ranks(int ranks, const std::vector<std::string>& command) {
   }
   const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   if (code > 128) {
-    std::fprintf(stderr, "a rank, or mpirun, was ended by signal %d (%s)\n", code - 128,
-                 strsignal(code - 128));
+    std::fprintf(stderr, "a rank, or mpirun, was ended by signal %d (%s)\n", code - 128, strsignal(code - 128));
   }
   return code;
 }

@@ -34,8 +34,7 @@ InputError::InputError(std::vector<Diagnostic> diagnostics) : diagnostics_(std::
     if (i > 0) text_ += '\n';
     text_ += to_string(diagnostics_[i]);
   }
-  if (diagnostics_.size() > kMostLines)
-    text_ += fmt::format("\nand {} more", diagnostics_.size() - kMostLines);
+  if (diagnostics_.size() > kMostLines) text_ += fmt::format("\nand {} more", diagnostics_.size() - kMostLines);
 }
 
 InputError::InputError(Diagnostic diagnostic) : InputError(std::vector<Diagnostic>{std::move(diagnostic)}) {}

@@ -9,9 +9,9 @@
 namespace meshwright {
 
 struct Diagnostic {
-  std::string source;  // a file's name, "--set", "--plan"
-  std::string path;   // JSON path such as model_config.n_head, or "line 3, column 5"; empty: the whole source
-  std::string value;  // what was found there, as JSON, shortened; empty: there is nothing to show
+  std::string source;   // a file's name, "--set", "--plan"
+  std::string path;     // JSON path such as model_config.n_head, or "line 3, column 5"; empty: the whole source
+  std::string value;    // what was found there, as JSON, shortened; empty: there is nothing to show
   std::string allowed;  // completes "allowed: ..."
   std::string hint;     // what to do about it; may be empty
 

@@ -24,8 +24,7 @@ constexpr std::size_t kMostUnknownKeys = 20;
 std::string shortened(std::string text) {
   if (text.size() <= kLongestShown) return text;
   std::size_t end = kLongestShown - 3;
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80)
-    --end;  // not within a UTF-8 sequence
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // not within a UTF-8 sequence
   return text.substr(0, end) + "...";
 }
 
@@ -88,22 +87,20 @@ class Builder final : public nlohmann::json_sax<Json> {
     Level& level = open_.back();
     level.key = value;
     if (level.value.contains(value)) {
-      diagnostics_.push_back({source_, json_path(path_of_open(), value), "given twice", "every key once",
-                              "remove one of the two"});
+      diagnostics_.push_back(
+          {source_, json_path(path_of_open(), value), "given twice", "every key once", "remove one of the two"});
       if (diagnostics_.size() >= kMostUnknownKeys) return false;
     }
     return true;
   }
 
-  bool parse_error(std::size_t position, const std::string& last_token,
-                   const Json::exception& error) override {
+  bool parse_error(std::size_t position, const std::string& last_token, const Json::exception& error) override {
     // "[json.exception.parse_error.101] parse error at line 1, column 7: syntax error while ...": the words
     // at the end.
     std::string reason = error.what();
     if (const auto id_end = reason.find("] "); id_end != std::string::npos) reason.erase(0, id_end + 2);
     if (reason.starts_with("parse error at ")) {
-      if (const auto place_end = reason.find(": "); place_end != std::string::npos)
-        reason.erase(0, place_end + 2);
+      if (const auto place_end = reason.find(": "); place_end != std::string::npos) reason.erase(0, place_end + 2);
     }
     const std::size_t end = std::min(position > 0 ? position - 1 : 0, text_.size());
     const std::string_view before = text_.substr(0, end);
@@ -133,16 +130,14 @@ class Builder final : public nlohmann::json_sax<Json> {
   std::string path_of_open() const {
     std::string path;
     for (std::size_t i = 0; i + 1 < open_.size(); ++i) {
-      path =
-          open_[i].value.is_object() ? json_path(path, open_[i].key) : json_path(path, open_[i].value.size());
+      path = open_[i].value.is_object() ? json_path(path, open_[i].key) : json_path(path, open_[i].value.size());
     }
     return path;
   }
 
   bool enter(Json container) {
     if (open_.size() >= static_cast<std::size_t>(kDeepestJson)) {
-      diagnostics_.push_back({source_, "", "",
-                              fmt::format("at most {} nested objects and arrays", kDeepestJson),
+      diagnostics_.push_back({source_, "", "", fmt::format("at most {} nested objects and arrays", kDeepestJson),
                               "no file that is read here needs to be as deep"});
       return false;
     }
@@ -185,11 +180,10 @@ std::string describe(const IntegerRange& range) {
 
 std::string describe(const NumberRange& range) {
   std::string text = "a number";
-  if (std::isfinite(range.min))
-    text += fmt::format(" {} {}", range.min_open ? "above" : "of at least", range.min);
+  if (std::isfinite(range.min)) text += fmt::format(" {} {}", range.min_open ? "above" : "of at least", range.min);
   if (std::isfinite(range.max)) {
-    text += fmt::format("{} {} {}", std::isfinite(range.min) ? " and" : "",
-                        range.max_open ? "below" : "at most", range.max);
+    text += fmt::format("{} {} {}", std::isfinite(range.min) ? " and" : "", range.max_open ? "below" : "at most",
+                        range.max);
   }
   return text;
 }
@@ -205,9 +199,7 @@ std::optional<std::int64_t> as_integer(const Json& value) {
   return std::nullopt;
 }
 
-bool contains(const IntegerRange& range, std::int64_t value) {
-  return range.min <= value && value <= range.max;
-}
+bool contains(const IntegerRange& range, std::int64_t value) { return range.min <= value && value <= range.max; }
 
 bool contains(const NumberRange& range, double value) {
   return std::isfinite(value) && (range.min_open ? range.min < value : range.min <= value) &&
@@ -283,22 +275,21 @@ JsonDocument read_json_file(const std::filesystem::path& file) {
     throw InputError({source, "", "", "a file that can be read", reason});
   }
   if (text.size() > static_cast<std::size_t>(kLargestJsonFile)) {
-    throw InputError({source, "", "", fmt::format("at most {} bytes", kLargestJsonFile),
-                      "is this the file that you meant?"});
+    throw InputError(
+        {source, "", "", fmt::format("at most {} bytes", kLargestJsonFile), "is this the file that you meant?"});
   }
   return parse_json(text, source);
 }
 
-void apply_overrides(JsonDocument& document, const std::vector<std::string>& assignments,
-                     const std::string& source) {
+void apply_overrides(JsonDocument& document, const std::vector<std::string>& assignments, const std::string& source) {
   std::vector<Diagnostic> diagnostics;
   for (const std::string& assignment : assignments) {
     const auto equals = assignment.find('=');
     const std::string path = assignment.substr(0, equals);
     if (equals == std::string::npos || path.empty() || path.front() == '.' || path.back() == '.' ||
         path.find("..") != std::string::npos) {
-      diagnostics.push_back({source, "", shortened(dump(assignment)), "key=value, with dots between keys",
-                             "for example lr.max_lr=1e-3"});
+      diagnostics.push_back(
+          {source, "", shortened(dump(assignment)), "key=value, with dots between keys", "for example lr.max_lr=1e-3"});
       continue;
     }
     const std::string text = assignment.substr(equals + 1);
@@ -371,9 +362,7 @@ std::string json_path(std::string_view parent, std::string_view key) {
   return parent.empty() ? std::string(key) : fmt::format("{}.{}", parent, key);
 }
 
-std::string json_path(std::string_view parent, std::size_t index) {
-  return fmt::format("{}[{}]", parent, index);
-}
+std::string json_path(std::string_view parent, std::size_t index) { return fmt::format("{}[{}]", parent, index); }
 
 std::optional<std::string> nearest_word(std::string_view word, const std::vector<std::string>& candidates) {
   constexpr std::size_t kLongestWord = 64;  // the distance costs the product of the lengths
@@ -401,8 +390,7 @@ struct ObjectReader::Node {
 
 const Json* ObjectReader::find(std::string_view key, std::string_view allowed, std::string_view hint) {
   if (!has(key)) {
-    reader_->diagnostics_.push_back({reader_->document_.source_of(path()), path(key), "(missing)",
-                                     std::string(allowed),
+    reader_->diagnostics_.push_back({reader_->document_.source_of(path()), path(key), "(missing)", std::string(allowed),
                                      hint.empty() ? "add it" : "add it: " + std::string(hint)});
     return nullptr;
   }
@@ -411,23 +399,20 @@ const Json* ObjectReader::find(std::string_view key, std::string_view allowed, s
   return &value;
 }
 
-void ObjectReader::refuse(std::string_view key, const Json& value, std::string allowed,
-                          std::string_view hint) {
+void ObjectReader::refuse(std::string_view key, const Json& value, std::string allowed, std::string_view hint) {
   std::string remedy(hint);
   if (remedy.empty()) remedy = fmt::format("this is {}", type_of(value));
-  reader_->diagnostics_.push_back({reader_->document_.source_of(path(key)), path(key), shown(value),
-                                   std::move(allowed), std::move(remedy)});
+  reader_->diagnostics_.push_back(
+      {reader_->document_.source_of(path(key)), path(key), shown(value), std::move(allowed), std::move(remedy)});
 }
 
-std::optional<std::int64_t> ObjectReader::integer(std::string_view key, IntegerRange range,
-                                                  std::string_view hint) {
+std::optional<std::int64_t> ObjectReader::integer(std::string_view key, IntegerRange range, std::string_view hint) {
   const Json* value = find(key, describe(range), hint);
   if (value == nullptr) return std::nullopt;
   const auto number = as_integer(*value);
   if (!number || !contains(range, *number)) {
     const bool right_type = value->is_number_integer();
-    refuse(key, *value, describe(range),
-           right_type ? (hint.empty() ? "change it to one in this range" : hint) : "");
+    refuse(key, *value, describe(range), right_type ? (hint.empty() ? "change it to one in this range" : hint) : "");
     return std::nullopt;
   }
   return number;
@@ -483,8 +468,7 @@ std::optional<std::string> ObjectReader::one_of(std::string_view key, const std:
   return std::nullopt;
 }
 
-std::optional<std::vector<std::int64_t>> ObjectReader::integers(std::string_view key,
-                                                                std::optional<std::size_t> count,
+std::optional<std::vector<std::int64_t>> ObjectReader::integers(std::string_view key, std::optional<std::size_t> count,
                                                                 IntegerRange range, std::string_view hint) {
   const std::string allowed = count ? fmt::format("an array of {} elements, each {}", *count, describe(range))
                                     : fmt::format("an array, each element {}", describe(range));
@@ -519,8 +503,7 @@ std::optional<ObjectReader> ObjectReader::object(std::string_view key, std::stri
 std::optional<std::vector<ObjectReader>> ObjectReader::objects(std::string_view key, std::string_view hint) {
   const Json* value = find(key, "an array of objects", hint);
   if (value == nullptr) return std::nullopt;
-  if (!value->is_array() ||
-      !std::all_of(value->begin(), value->end(), [](const Json& e) { return e.is_object(); })) {
+  if (!value->is_array() || !std::all_of(value->begin(), value->end(), [](const Json& e) { return e.is_object(); })) {
     refuse(key, *value, "an array of objects", "");
     return std::nullopt;
   }
@@ -563,8 +546,7 @@ ObjectReader JsonReader::root() {
 void JsonReader::report(const std::string& path, std::string allowed, std::string hint) {
   const auto value = read_.find(path);
   assert(value != read_.end());
-  diagnostics_.push_back(
-      {document_.source_of(path), path, shown(*value->second), std::move(allowed), std::move(hint)});
+  diagnostics_.push_back({document_.source_of(path), path, shown(*value->second), std::move(allowed), std::move(hint)});
 }
 
 void JsonReader::finish() {

@@ -50,8 +50,7 @@ JsonDocument read_json_file(const std::filesystem::path& file);
 // Applies overrides such as "lr.max_lr=1e-3" or "name=small" in order: the value is JSON, or else a string.
 // Objects on the way must exist; whether the last key may exist is for the reader to say. Throws InputError
 // with all that fail.
-void apply_overrides(JsonDocument& document, const std::vector<std::string>& assignments,
-                     const std::string& source);
+void apply_overrides(JsonDocument& document, const std::vector<std::string>& assignments, const std::string& source);
 
 // The path of a key in the object at `parent`: parent.key, or parent["odd key"]. Of an element: parent[3].
 std::string json_path(std::string_view parent, std::string_view key);

@@ -104,7 +104,11 @@ class LayerWriter {
   std::int64_t heads() const { return attention_.heads / tp_; }  // of this rank
   bool accumulate() const { return c_.accumulate_grads; }
   AttentionShape attention_shape() const {
-    return {c_.tokens(), c_.batch(), heads(), attention_.head_dim, attention_.rope_width,
+    return {c_.tokens(),
+            c_.batch(),
+            heads(),
+            attention_.head_dim,
+            attention_.rope_width,
             std::min(kAttentionBlock, c_.tokens())};
   }
   RouteShape route_shape(const MoeSpec& moe) const {
@@ -149,14 +153,23 @@ class LayerWriter {
     b_.add(Gemm{.a = u, .b = b_.param("mla.qup.kernel"), .c = s.qn, .bias = b_.param("mla.qup.bias")});
     View kr;
     if (rope()) {
-      b_.add(Gemm{.a = s.zk.columns(0, latent()), .b = b_.param("mla.qr.kernel"), .c = s.qr, .bias = b_.param("mla.qr.bias")},
+      b_.add(Gemm{.a = s.zk.columns(0, latent()),
+                  .b = b_.param("mla.qr.kernel"),
+                  .c = s.qr,
+                  .bias = b_.param("mla.qr.bias")},
              Rope{s.qr, heads(), attention_.rope_width, c_.batch(), false, false});
       kr = s.zk.columns(latent(), attention_.rope_width);
     }
     const AttentionShape shape = attention_shape();
     const View scratch = b_.temporary("scores", shape.block, shape.tokens, c_.set.state);
-    b_.add(AttentionForward{.qn = s.qn, .kv = s.kv, .qr = s.qr, .kr = kr, .out = s.attended, .lse = s.lse,
-                            .scratch = scratch, .shape = shape});
+    b_.add(AttentionForward{.qn = s.qn,
+                            .kv = s.kv,
+                            .qr = s.qr,
+                            .kr = kr,
+                            .out = s.attended,
+                            .lse = s.lse,
+                            .scratch = scratch,
+                            .shape = shape});
     b_.free(scratch);
     const View p = b_.temporary("projected", rows_, width_);
     b_.add(Gemm{.a = s.attended, .b = b_.param("mla.out.kernel"), .c = p});
@@ -193,8 +206,13 @@ class LayerWriter {
     const std::int64_t buffer = shape.experts * shape.row_capacity();
     const View in = b_.temporary("expert.in", buffer, width_);
     b_.add(Dispatch{h, s.slot, in, shape});
-    b_.add(GroupedGemm{.a = in, .b = b_.param("moe.expert.0.kernel"), .c = s.hidden, .bias = b_.param("moe.expert.0.bias"),
-                       .rows = s.rows, .experts = shape.experts, .capacity = shape.row_capacity()});
+    b_.add(GroupedGemm{.a = in,
+                       .b = b_.param("moe.expert.0.kernel"),
+                       .c = s.hidden,
+                       .bias = b_.param("moe.expert.0.bias"),
+                       .rows = s.rows,
+                       .experts = shape.experts,
+                       .capacity = shape.row_capacity()});
     b_.free(in);
     if (!y) {
       b_.free(h);
@@ -203,14 +221,20 @@ class LayerWriter {
     const View a = b_.temporary("activated", buffer, s.hidden.cols);
     b_.add(Gelu{s.hidden, a, s.rows, shape.experts, shape.row_capacity()});
     const View out = b_.temporary("expert.out", buffer, width_);
-    b_.add(GroupedGemm{.a = a, .b = b_.param("moe.expert.1.kernel"), .c = out, .rows = s.rows, .experts = shape.experts,
+    b_.add(GroupedGemm{.a = a,
+                       .b = b_.param("moe.expert.1.kernel"),
+                       .c = out,
+                       .rows = s.rows,
+                       .experts = shape.experts,
                        .capacity = shape.row_capacity()});
     b_.free(a);
     const View p = b_.temporary("combined", rows_, width_);
     b_.add(Combine{out, s.choice, s.slot, s.gate, b_.param("moe.expert.1.bias"), p, shape, 1.0 / tp_, c_.dropout});
     b_.free(out);
     for (std::int64_t i = 0; i < moe.shared; ++i)
-      b_.add(Gemm{.a = own_columns(h), .b = b_.param("moe.shared.kernel").columns(i * width_, width_), .c = p,
+      b_.add(Gemm{.a = own_columns(h),
+                  .b = b_.param("moe.shared.kernel").columns(i * width_, width_),
+                  .c = p,
                   .accumulate = true});
     b_.free(h);
     const View own = b_.reshard(p, kSummand, kSequence, "combined.own");
@@ -224,7 +248,8 @@ class LayerWriter {
 
   void ffn_backward(const Saved& s) {
     const View own = b_.temporary("dp.own", own_, width_);
-    b_.add(ResidualBackward{d(), own, b_.grad("ffn.1.bias"), 1, c_.batch(), c_.dropout, DropoutSite::kFfn, accumulate()});
+    b_.add(
+        ResidualBackward{d(), own, b_.grad("ffn.1.bias"), 1, c_.batch(), c_.dropout, DropoutSite::kFfn, accumulate()});
     const View dp = enter(own, "dp");
     const View a = b_.temporary("activated", rows_, s.hidden.cols);
     b_.add(Gelu{s.hidden, a});
@@ -256,35 +281,68 @@ class LayerWriter {
     }
 
     // Experts, from the gradient of their gated and combined output.
-    const View dout = b_.temporary("d.expert.out", buffer, width_), row_gate = b_.temporary("row_gate", buffer, 1, c_.set.state);
+    const View dout = b_.temporary("d.expert.out", buffer, width_),
+               row_gate = b_.temporary("row_gate", buffer, 1, c_.set.state);
     b_.add(CombineBackward{dp, s.choice, s.slot, s.gate, dout, row_gate, shape, c_.dropout});
     const View a = b_.temporary("activated", buffer, s.hidden.cols);
     b_.add(Gelu{s.hidden, a, s.rows, shape.experts, capacity});
     const View da = b_.temporary("d.activated", buffer, s.hidden.cols);
-    b_.add(GroupedGemm{.a = dout, .b = b_.param("moe.expert.1.kernel"), .c = da, .rows = s.rows, .experts = shape.experts,
-                       .capacity = capacity, .tb = true});
+    b_.add(GroupedGemm{.a = dout,
+                       .b = b_.param("moe.expert.1.kernel"),
+                       .c = da,
+                       .rows = s.rows,
+                       .experts = shape.experts,
+                       .capacity = capacity,
+                       .tb = true});
     const View dgate = b_.temporary("dgate", rows_, shape.choices, c_.set.state);
     b_.add(GateBackward{a, da, dout, b_.param("moe.expert.1.bias"), s.choice, s.slot, dgate, shape, 1.0 / tp_});
     b_.add(RowScale{row_gate, s.rows, a, shape});
-    b_.add(GroupedGemm{.a = a, .b = dout, .c = b_.grad("moe.expert.1.kernel"), .rows = s.rows, .experts = shape.experts,
-                       .capacity = capacity, .ta = true, .accumulate = accumulate()});
+    b_.add(GroupedGemm{.a = a,
+                       .b = dout,
+                       .c = b_.grad("moe.expert.1.kernel"),
+                       .rows = s.rows,
+                       .experts = shape.experts,
+                       .capacity = capacity,
+                       .ta = true,
+                       .accumulate = accumulate()});
     b_.free(a);
-    b_.add(GroupedColumnSum{.in = dout, .rows = s.rows, .out = b_.grad("moe.expert.1.bias"), .weight = row_gate,
-                            .experts = shape.experts, .capacity = capacity, .scale = 1.0 / tp_, .accumulate = accumulate()});
+    b_.add(GroupedColumnSum{.in = dout,
+                            .rows = s.rows,
+                            .out = b_.grad("moe.expert.1.bias"),
+                            .weight = row_gate,
+                            .experts = shape.experts,
+                            .capacity = capacity,
+                            .scale = 1.0 / tp_,
+                            .accumulate = accumulate()});
     b_.free(dout);
     b_.add(RowScale{row_gate, s.rows, da, shape});
     b_.free(row_gate);
     b_.add(GeluBackward{s.hidden, da, s.rows, shape.experts, capacity});
     const View in = b_.temporary("expert.in", buffer, width_);
     b_.add(Dispatch{h, s.slot, in, shape});
-    b_.add(GroupedGemm{.a = in, .b = da, .c = b_.grad("moe.expert.0.kernel"), .rows = s.rows, .experts = shape.experts,
-                       .capacity = capacity, .ta = true, .accumulate = accumulate()});
+    b_.add(GroupedGemm{.a = in,
+                       .b = da,
+                       .c = b_.grad("moe.expert.0.kernel"),
+                       .rows = s.rows,
+                       .experts = shape.experts,
+                       .capacity = capacity,
+                       .ta = true,
+                       .accumulate = accumulate()});
     b_.free(in);
-    b_.add(GroupedColumnSum{.in = da, .rows = s.rows, .out = b_.grad("moe.expert.0.bias"), .experts = shape.experts,
-                            .capacity = capacity, .accumulate = accumulate()});
+    b_.add(GroupedColumnSum{.in = da,
+                            .rows = s.rows,
+                            .out = b_.grad("moe.expert.0.bias"),
+                            .experts = shape.experts,
+                            .capacity = capacity,
+                            .accumulate = accumulate()});
     const View din = b_.temporary("d.expert.in", buffer, width_);
-    b_.add(GroupedGemm{.a = da, .b = b_.param("moe.expert.0.kernel"), .c = din, .rows = s.rows, .experts = shape.experts,
-                       .capacity = capacity, .tb = true});
+    b_.add(GroupedGemm{.a = da,
+                       .b = b_.param("moe.expert.0.kernel"),
+                       .c = din,
+                       .rows = s.rows,
+                       .experts = shape.experts,
+                       .capacity = capacity,
+                       .tb = true});
     b_.free(da);
     const View dh = b_.temporary("dh", rows_, width_);
     b_.add(DispatchBackward{din, s.slot, dh, shape});
@@ -292,9 +350,15 @@ class LayerWriter {
 
     // Shared experts: linear, the chunks of their output summed.
     for (std::int64_t i = 0; i < moe.shared; ++i) {
-      b_.add(Gemm{.a = own_columns(h), .b = dp, .c = b_.grad("moe.shared.kernel").columns(i * width_, width_), .ta = true,
+      b_.add(Gemm{.a = own_columns(h),
+                  .b = dp,
+                  .c = b_.grad("moe.shared.kernel").columns(i * width_, width_),
+                  .ta = true,
                   .accumulate = accumulate()});
-      b_.add(Gemm{.a = dp, .b = b_.param("moe.shared.kernel").columns(i * width_, width_), .c = own_columns(dh), .tb = true,
+      b_.add(Gemm{.a = dp,
+                  .b = b_.param("moe.shared.kernel").columns(i * width_, width_),
+                  .c = own_columns(dh),
+                  .tb = true,
                   .accumulate = true});
     }
     if (tp_ > 1) b_.free(h, dp);
@@ -319,7 +383,8 @@ class LayerWriter {
 
   void attention_backward(const Saved& s) {
     const View own = b_.temporary("dp.own", own_, width_);
-    b_.add(ResidualBackward{d(), own, b_.grad("mla.out.bias"), 1, c_.batch(), c_.dropout, DropoutSite::kAttention, accumulate()});
+    b_.add(ResidualBackward{d(), own, b_.grad("mla.out.bias"), 1, c_.batch(), c_.dropout, DropoutSite::kAttention,
+                            accumulate()});
     const View dp = enter(own, "dp");
     linear_gradients(s.attended, dp, "mla.out", false);
     const View dout = b_.temporary("d.attended", rows_, s.attended.cols);
@@ -330,8 +395,8 @@ class LayerWriter {
     const View dqn = b_.temporary("dqn", rows_, s.qn.cols), dkv = b_.temporary("dkv", rows_, s.kv.cols);
     const View dzk = b_.temporary("dzk", rows_, s.zk.cols);
     const View scratch = b_.temporary("dscores", 2 * shape.block, shape.tokens, c_.set.state);
-    AttentionBackward op{.qn = s.qn, .kv = s.kv, .lse = s.lse, .dout = dout, .dqn = dqn, .dkv = dkv,
-                         .scratch = scratch, .shape = shape};
+    AttentionBackward op{
+        .qn = s.qn, .kv = s.kv, .lse = s.lse, .dout = dout, .dqn = dqn, .dkv = dkv, .scratch = scratch, .shape = shape};
     if (rope()) {
       op.qr = s.qr;
       op.kr = s.zk.columns(latent(), attention_.rope_width);
@@ -345,13 +410,17 @@ class LayerWriter {
     const View c = s.zk.columns(0, attention_.kv_latent), u = s.zk.columns(attention_.kv_latent, attention_.q_latent);
     b_.add(Gemm{.a = dkv, .b = b_.param("mla.kvup.kernel"), .c = dzk.columns(0, attention_.kv_latent), .tb = true});
     linear_gradients(c, dkv, "mla.kvup");
-    b_.add(Gemm{.a = dqn, .b = b_.param("mla.qup.kernel"), .c = dzk.columns(attention_.kv_latent, attention_.q_latent), .tb = true});
+    b_.add(Gemm{.a = dqn,
+                .b = b_.param("mla.qup.kernel"),
+                .c = dzk.columns(attention_.kv_latent, attention_.q_latent),
+                .tb = true});
     linear_gradients(u, dqn, "mla.qup");
     b_.free(dkv, dqn);
     if (rope()) {
       b_.add(Rope{dqr, heads(), attention_.rope_width, c_.batch(), false, true});
       linear_gradients(s.zk.columns(0, latent()), dqr, "mla.qr");
-      b_.add(Gemm{.a = dqr, .b = b_.param("mla.qr.kernel"), .c = dzk.columns(0, latent()), .tb = true, .accumulate = true});
+      b_.add(Gemm{
+          .a = dqr, .b = b_.param("mla.qr.kernel"), .c = dzk.columns(0, latent()), .tb = true, .accumulate = true});
       b_.free(dqr);
     }
     const View own_dzk = b_.reshard(dzk, kSummand, kSequence, "dzk.own");
@@ -427,13 +496,15 @@ View inputs(PieceBuilder& b, const PieceContext& c) {
 
 Piece embed_forward(const PieceContext& c, const Block& block) {
   PieceBuilder b("embed", c.set, &block);
-  b.add(Embed{b.param("embedding.embedding"), inputs(b, c), b.at(Frame::kXOut, "y", c.own_rows(), c.width, b.compute())});
+  b.add(
+      Embed{b.param("embedding.embedding"), inputs(b, c), b.at(Frame::kXOut, "y", c.own_rows(), c.width, b.compute())});
   return b.finish();
 }
 
 Piece embed_backward(const PieceContext& c, const Block& block) {
   PieceBuilder b("embed.backward", c.set, &block);
-  b.add(EmbedBackward{b.at(Frame::kD, "d", c.own_rows(), c.width, b.compute()), inputs(b, c), b.grad("embedding.embedding")});
+  b.add(EmbedBackward{b.at(Frame::kD, "d", c.own_rows(), c.width, b.compute()), inputs(b, c),
+                      b.grad("embedding.embedding")});
   return b.finish();
 }
 

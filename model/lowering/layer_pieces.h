@@ -23,10 +23,10 @@ struct PieceContext {
   // is reduced after each microbatch (FSDP 2 and 3).
   bool accumulate_grads = true;
 
-  std::int64_t batch() const { return set.step.microbatch; }                  // B
-  std::int64_t tokens() const { return set.step.tokens; }                     // T
-  std::int64_t rows() const { return tokens() * batch(); }                    // of the whole sequence
-  std::int64_t own_rows() const { return rows() / set.mesh.tp; }              // of this rank's part
+  std::int64_t batch() const { return set.step.microbatch; }      // B
+  std::int64_t tokens() const { return set.step.tokens; }         // T
+  std::int64_t rows() const { return tokens() * batch(); }        // of the whole sequence
+  std::int64_t own_rows() const { return rows() / set.mesh.tp; }  // of this rank's part
 };
 
 // kX -> kXOut. Saves what the backward needs into the stash, or nothing if the backward is to recompute it.

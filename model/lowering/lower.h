@@ -15,10 +15,10 @@ namespace meshwright {
 
 // What a step trains on, whatever the plan.
 struct TrainingShape {
-  std::int64_t sequences = 0;  // of a step, over all dp shards
-  std::int64_t tokens = 0;     // of a sequence
-  DType compute = DType::kF32; // of activations and of the weights that products read
-  bool train = true;           // false: no dropout, and experts take every token (capacity = tokens)
+  std::int64_t sequences = 0;   // of a step, over all dp shards
+  std::int64_t tokens = 0;      // of a sequence
+  DType compute = DType::kF32;  // of activations and of the weights that products read
+  bool train = true;            // false: no dropout, and experts take every token (capacity = tokens)
 
   bool operator==(const TrainingShape&) const = default;
 };

@@ -68,7 +68,8 @@ View PieceBuilder::reshard(const View& x, const Layout& from, const Layout& to, 
     op.dst = into ? into : temporary(name, rows, x.cols, piece_.tensors[x.tensor].dtype);
   }
   if (*kind != CollectiveKind::kAllGather)
-    op.scratch = temporary(std::string(name) + ".recv", 1, ring_scratch(x.rows * x.cols, tp_), piece_.tensors[x.tensor].dtype);
+    op.scratch =
+        temporary(std::string(name) + ".recv", 1, ring_scratch(x.rows * x.cols, tp_), piece_.tensors[x.tensor].dtype);
   const View scratch = op.scratch, dst = op.dst;
   add(std::move(op));
   free(scratch);

@@ -12,17 +12,20 @@ namespace meshwright {
 
 class PieceBuilder {
  public:
-  // `block`: parameters that param() and grad() find by name; may be null. `accumulate_grads`: see Piece users.
+  // `block`: parameters that param() and grad() find by name; may be null.
   PieceBuilder(std::string name, const ProgramSet& set, const Block* block);
 
   int tp() const { return tp_; }
   DType compute() const { return compute_; }
 
   // A temporary of this call. Lives until free().
-  View temporary(std::string_view name, std::int64_t rows, std::int64_t cols) { return temporary(name, rows, cols, compute_); }
+  View temporary(std::string_view name, std::int64_t rows, std::int64_t cols) {
+    return temporary(name, rows, cols, compute_);
+  }
   View temporary(std::string_view name, std::int64_t rows, std::int64_t cols, DType dtype);
   // A tensor `offset` bytes into a frame that the caller provides.
-  View at(Frame frame, std::string_view name, std::int64_t rows, std::int64_t cols, DType dtype, std::int64_t offset = 0);
+  View at(Frame frame, std::string_view name, std::int64_t rows, std::int64_t cols, DType dtype,
+          std::int64_t offset = 0);
   // The next tensor of the stash, in order of declaration.
   View stashed(std::string_view name, std::int64_t rows, std::int64_t cols, DType dtype);
   std::int64_t stash_bytes() const { return stash_bytes_; }
@@ -32,8 +35,14 @@ class PieceBuilder {
   View param(std::string_view name);
   View grad(std::string_view name);
 
-  template <class... Ops> void add(Ops&&... ops) { (piece_.ops.emplace_back(std::forward<Ops>(ops)), ...); }
-  template <class... Views> void free(const Views&... views) { (free_one(views), ...); }
+  template <class... Ops>
+  void add(Ops&&... ops) {
+    (piece_.ops.emplace_back(std::forward<Ops>(ops)), ...);
+  }
+  template <class... Views>
+  void free(const Views&... views) {
+    (free_one(views), ...);
+  }
 
   // Of activations, rows (t, b): `from` to `to` over tp. With one tp rank the tensor itself (or a plain copy is never
   // needed: then `into` must be none); else a new temporary, or `into`, and `x` is freed if it is a temporary.

@@ -14,7 +14,8 @@ Block make_block(std::string name, int layer, const std::vector<int>& members, c
   const std::int64_t grain = std::int64_t{16} * set.mesh.dp * set.mesh.tp;
   for (const bool replicated : {false, true}) {
     if (replicated && set.mesh.tp == 1) break;  // then the two are one
-    Unit unit{.name = block.name + (replicated ? ".replicated" : ""), .tp_replicated = replicated, .offset = block.padded};
+    Unit unit{
+        .name = block.name + (replicated ? ".replicated" : ""), .tp_replicated = replicated, .offset = block.padded};
     for (const int index : members) {
       const Parameter& p = set.parameters[index];
       const Layout layout = tensor_parallel_layout(p.name);
@@ -62,9 +63,7 @@ void place_parameters(const ModelSpec& model, ProgramSet& set) {
   if (set.mesh.pp > 1) outside("head", true);
 }
 
-int embedding_block(const ProgramSet& set) {
-  return static_cast<int>(set.blocks.size()) - (set.mesh.pp > 1 ? 2 : 1);
-}
+int embedding_block(const ProgramSet& set) { return static_cast<int>(set.blocks.size()) - (set.mesh.pp > 1 ? 2 : 1); }
 int head_block(const ProgramSet& set) { return static_cast<int>(set.blocks.size()) - 1; }
 
 }  // namespace meshwright

@@ -35,10 +35,14 @@ constexpr std::string_view name(Group g) { return kGroupNames[static_cast<int>(g
 
 constexpr int group_size(const MeshShape& mesh, Group group) {
   switch (group) {
-    case Group::kTp: return mesh.tp;
-    case Group::kDp: return mesh.dp;
-    case Group::kPp: return mesh.pp;
-    case Group::kPpEnds: return mesh.pp > 1 ? 2 : 1;
+    case Group::kTp:
+      return mesh.tp;
+    case Group::kDp:
+      return mesh.dp;
+    case Group::kPp:
+      return mesh.pp;
+    case Group::kPpEnds:
+      return mesh.pp > 1 ? 2 : 1;
   }
   return 1;
 }

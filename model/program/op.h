@@ -37,10 +37,15 @@ struct Gemm {
   std::int64_t m() const { return c.rows; }
   std::int64_t n() const { return c.cols; }
   std::int64_t k() const { return ta ? a.rows : a.cols; }
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("a", s.a, Access::kRead); v("b", s.b, Access::kRead); v("bias", s.bias, Access::kRead);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("a", s.a, Access::kRead);
+    v("b", s.b, Access::kRead);
+    v("bias", s.bias, Access::kRead);
     v("c", s.c, s.accumulate ? Access::kUpdate : Access::kWrite);
-    v("ta", s.ta); v("tb", s.tb); v("acc", s.accumulate);
+    v("ta", s.ta);
+    v("tb", s.tb);
+    v("acc", s.accumulate);
   }
 };
 
@@ -57,11 +62,18 @@ struct GroupedGemm {
   // Of one expert, with r rows: m x n x k multiply-adds, where m is r, or k is r if ta.
   std::int64_t n() const { return c.cols; }
   std::int64_t other() const { return ta ? a.cols : (tb ? b.cols : b.rows / experts); }
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("a", s.a, Access::kRead); v("b", s.b, Access::kRead); v("bias", s.bias, Access::kRead);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("a", s.a, Access::kRead);
+    v("b", s.b, Access::kRead);
+    v("bias", s.bias, Access::kRead);
     v("rows", s.rows, Access::kRead);
     v("c", s.c, s.accumulate ? Access::kUpdate : Access::kWrite);
-    v("experts", s.experts); v("capacity", s.capacity); v("ta", s.ta); v("tb", s.tb); v("acc", s.accumulate);
+    v("experts", s.experts);
+    v("capacity", s.capacity);
+    v("ta", s.ta);
+    v("tb", s.tb);
+    v("acc", s.accumulate);
   }
 };
 
@@ -71,9 +83,12 @@ struct ColumnSum {
   View in, out;
   std::int64_t repeat = 1;
   bool accumulate = false;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("in", s.in, Access::kRead); v("out", s.out, s.accumulate ? Access::kUpdate : Access::kWrite);
-    v("repeat", s.repeat); v("acc", s.accumulate);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("in", s.in, Access::kRead);
+    v("out", s.out, s.accumulate ? Access::kUpdate : Access::kWrite);
+    v("repeat", s.repeat);
+    v("acc", s.accumulate);
   }
 };
 
@@ -85,10 +100,16 @@ struct GroupedColumnSum {
   std::int64_t experts = 1, capacity = 0;
   double scale = 1;
   bool accumulate = false;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("in", s.in, Access::kRead); v("rows", s.rows, Access::kRead); v("weight", s.weight, Access::kRead);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("in", s.in, Access::kRead);
+    v("rows", s.rows, Access::kRead);
+    v("weight", s.weight, Access::kRead);
     v("out", s.out, s.accumulate ? Access::kUpdate : Access::kWrite);
-    v("experts", s.experts); v("capacity", s.capacity); v("scale", s.scale); v("acc", s.accumulate);
+    v("experts", s.experts);
+    v("capacity", s.capacity);
+    v("scale", s.scale);
+    v("acc", s.accumulate);
   }
 };
 
@@ -99,9 +120,13 @@ struct RmsNorm {
   static constexpr std::string_view kName = "rms_norm";
   View x, gamma, beta, out, rstd;
   bool rstd_known = false;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("x", s.x, Access::kRead); v("gamma", s.gamma, Access::kRead); v("beta", s.beta, Access::kRead);
-    v("rstd", s.rstd, s.rstd_known ? Access::kRead : Access::kWrite); v("out", s.out, Access::kWrite);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kRead);
+    v("gamma", s.gamma, Access::kRead);
+    v("beta", s.beta, Access::kRead);
+    v("rstd", s.rstd, s.rstd_known ? Access::kRead : Access::kWrite);
+    v("out", s.out, Access::kWrite);
     v("rstd_known", s.rstd_known);
   }
 };
@@ -110,14 +135,19 @@ struct RmsNorm {
 struct RmsNormBackward {
   static constexpr std::string_view kName = "rms_norm_backward";
   View dy, x, rstd, gamma, dx, dgamma, dbeta;
-  bool accumulate = false;      // into dgamma, dbeta
-  bool accumulate_dx = true;    // into dx: the residual stream's gradient already holds the skip path
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("dy", s.dy, Access::kRead); v("x", s.x, Access::kRead); v("rstd", s.rstd, Access::kRead);
-    v("gamma", s.gamma, Access::kRead); v("dx", s.dx, s.accumulate_dx ? Access::kUpdate : Access::kWrite);
+  bool accumulate = false;    // into dgamma, dbeta
+  bool accumulate_dx = true;  // into dx: the residual stream's gradient already holds the skip path
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("dy", s.dy, Access::kRead);
+    v("x", s.x, Access::kRead);
+    v("rstd", s.rstd, Access::kRead);
+    v("gamma", s.gamma, Access::kRead);
+    v("dx", s.dx, s.accumulate_dx ? Access::kUpdate : Access::kWrite);
     v("dgamma", s.dgamma, s.accumulate ? Access::kUpdate : Access::kWrite);
     v("dbeta", s.dbeta, s.accumulate ? Access::kUpdate : Access::kWrite);
-    v("acc", s.accumulate); v("acc_dx", s.accumulate_dx);
+    v("acc", s.accumulate);
+    v("acc_dx", s.accumulate_dx);
   }
 };
 
@@ -128,9 +158,13 @@ struct Rope {
   View x;
   std::int64_t heads = 1, width = 0, batch = 1;
   bool own_sequence_part = false, inverse = false;
-  template <class S, class V> static void fields(S& s, V&& v) {
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
     v("x", s.x, Access::kUpdate);
-    v("heads", s.heads); v("width", s.width); v("batch", s.batch); v("own_part", s.own_sequence_part);
+    v("heads", s.heads);
+    v("width", s.width);
+    v("batch", s.batch);
+    v("own_part", s.own_sequence_part);
     v("inverse", s.inverse);
   }
 };
@@ -150,10 +184,17 @@ struct AttentionForward {
   View qr{}, kr{};
   View out, lse, scratch;
   AttentionShape shape;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("qn", s.qn, Access::kRead); v("qr", s.qr, Access::kRead); v("kv", s.kv, Access::kRead);
-    v("kr", s.kr, Access::kRead); v("out", s.out, Access::kWrite); v("lse", s.lse, Access::kWrite);
-    v("scratch", s.scratch, Access::kWrite); v("heads", s.shape.heads); v("block", s.shape.block);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("qn", s.qn, Access::kRead);
+    v("qr", s.qr, Access::kRead);
+    v("kv", s.kv, Access::kRead);
+    v("kr", s.kr, Access::kRead);
+    v("out", s.out, Access::kWrite);
+    v("lse", s.lse, Access::kWrite);
+    v("scratch", s.scratch, Access::kWrite);
+    v("heads", s.shape.heads);
+    v("block", s.shape.block);
   }
 };
 
@@ -167,12 +208,21 @@ struct AttentionBackward {
   View dqr{}, dkr{};
   View scratch;
   AttentionShape shape;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("qn", s.qn, Access::kRead); v("qr", s.qr, Access::kRead); v("kv", s.kv, Access::kRead);
-    v("kr", s.kr, Access::kRead); v("lse", s.lse, Access::kRead);
-    v("dout", s.dout, Access::kRead); v("dqn", s.dqn, Access::kWrite); v("dqr", s.dqr, Access::kWrite);
-    v("dkv", s.dkv, Access::kWrite); v("dkr", s.dkr, Access::kWrite); v("scratch", s.scratch, Access::kWrite);
-    v("heads", s.shape.heads); v("block", s.shape.block);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("qn", s.qn, Access::kRead);
+    v("qr", s.qr, Access::kRead);
+    v("kv", s.kv, Access::kRead);
+    v("kr", s.kr, Access::kRead);
+    v("lse", s.lse, Access::kRead);
+    v("dout", s.dout, Access::kRead);
+    v("dqn", s.dqn, Access::kWrite);
+    v("dqr", s.dqr, Access::kWrite);
+    v("dkv", s.dkv, Access::kWrite);
+    v("dkr", s.dkr, Access::kWrite);
+    v("scratch", s.scratch, Access::kWrite);
+    v("heads", s.shape.heads);
+    v("block", s.shape.block);
   }
 };
 
@@ -182,9 +232,13 @@ struct Gelu {
   View in, out;
   View rows{};
   std::int64_t experts = 1, capacity = 0;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("in", s.in, Access::kRead); v("rows", s.rows, Access::kRead); v("out", s.out, Access::kWrite);
-    v("experts", s.experts); v("capacity", s.capacity);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("in", s.in, Access::kRead);
+    v("rows", s.rows, Access::kRead);
+    v("out", s.out, Access::kWrite);
+    v("experts", s.experts);
+    v("capacity", s.capacity);
   }
 };
 
@@ -194,9 +248,13 @@ struct GeluBackward {
   View in, d;
   View rows{};
   std::int64_t experts = 1, capacity = 0;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("in", s.in, Access::kRead); v("rows", s.rows, Access::kRead); v("d", s.d, Access::kUpdate);
-    v("experts", s.experts); v("capacity", s.capacity);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("in", s.in, Access::kRead);
+    v("rows", s.rows, Access::kRead);
+    v("d", s.d, Access::kUpdate);
+    v("experts", s.experts);
+    v("capacity", s.capacity);
   }
 };
 
@@ -211,9 +269,15 @@ struct Residual {
   std::int64_t bias_chunks = 1, batch = 1;
   double dropout = 0;
   DropoutSite site = DropoutSite::kAttention;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("x", s.x, Access::kRead); v("in", s.in, Access::kRead); v("bias", s.bias, Access::kRead);
-    v("out", s.out, Access::kWrite); v("bias_chunks", s.bias_chunks); v("batch", s.batch); v("p", s.dropout);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kRead);
+    v("in", s.in, Access::kRead);
+    v("bias", s.bias, Access::kRead);
+    v("out", s.out, Access::kWrite);
+    v("bias_chunks", s.bias_chunks);
+    v("batch", s.batch);
+    v("p", s.dropout);
     v("site", static_cast<int>(s.site));
   }
 };
@@ -226,10 +290,15 @@ struct ResidualBackward {
   double dropout = 0;
   DropoutSite site = DropoutSite::kAttention;
   bool accumulate = false;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("d", s.d, Access::kRead); v("out", s.out, Access::kWrite);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("d", s.d, Access::kRead);
+    v("out", s.out, Access::kWrite);
     v("dbias", s.dbias, s.accumulate ? Access::kUpdate : Access::kWrite);
-    v("bias_chunks", s.bias_chunks); v("batch", s.batch); v("p", s.dropout); v("site", static_cast<int>(s.site));
+    v("bias_chunks", s.bias_chunks);
+    v("batch", s.batch);
+    v("p", s.dropout);
+    v("site", static_cast<int>(s.site));
     v("acc", s.accumulate);
   }
 };
@@ -247,7 +316,10 @@ struct RouteShape {
 struct Sigmoid {
   static constexpr std::string_view kName = "sigmoid";
   View x;
-  template <class S, class V> static void fields(S& s, V&& v) { v("x", s.x, Access::kUpdate); }
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kUpdate);
+  }
 };
 
 // Routing of each sequence by itself (jaxformer_semantics 5 and 11): scores (T,B,E) -> choice (T,B,k) i32,
@@ -258,10 +330,15 @@ struct Route {
   View scores, choice, slot, gate, rows, fraction;
   View metrics{};
   RouteShape shape;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("scores", s.scores, Access::kRead); v("choice", s.choice, Access::kWrite); v("slot", s.slot, Access::kWrite);
-    v("gate", s.gate, Access::kWrite); v("rows", s.rows, Access::kWrite);
-    v("fraction", s.fraction, Access::kWrite); v("metrics", s.metrics, Access::kUpdate);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("scores", s.scores, Access::kRead);
+    v("choice", s.choice, Access::kWrite);
+    v("slot", s.slot, Access::kWrite);
+    v("gate", s.gate, Access::kWrite);
+    v("rows", s.rows, Access::kWrite);
+    v("fraction", s.fraction, Access::kWrite);
+    v("metrics", s.metrics, Access::kUpdate);
     v("capacity", s.shape.capacity);
   }
 };
@@ -271,9 +348,13 @@ struct RouteBackward {
   static constexpr std::string_view kName = "route_backward";
   View dgate, scores, choice, gate, dscores;
   RouteShape shape;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("dgate", s.dgate, Access::kRead); v("scores", s.scores, Access::kRead); v("choice", s.choice, Access::kRead);
-    v("gate", s.gate, Access::kRead); v("dscores", s.dscores, Access::kWrite);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("dgate", s.dgate, Access::kRead);
+    v("scores", s.scores, Access::kRead);
+    v("choice", s.choice, Access::kRead);
+    v("gate", s.gate, Access::kRead);
+    v("dscores", s.dscores, Access::kWrite);
   }
 };
 
@@ -283,9 +364,12 @@ struct RouterScoreBackward {
   View scores, fraction, dscores;
   RouteShape shape;
   double coefficient = 0;  // alpha * E / k / sequences of the step
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("scores", s.scores, Access::kRead); v("fraction", s.fraction, Access::kRead);
-    v("dscores", s.dscores, Access::kUpdate); v("coefficient", s.coefficient);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("scores", s.scores, Access::kRead);
+    v("fraction", s.fraction, Access::kRead);
+    v("dscores", s.dscores, Access::kUpdate);
+    v("coefficient", s.coefficient);
   }
 };
 
@@ -294,8 +378,11 @@ struct Dispatch {
   static constexpr std::string_view kName = "dispatch";
   View h, slot, out;
   RouteShape shape;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("h", s.h, Access::kRead); v("slot", s.slot, Access::kRead); v("out", s.out, Access::kWrite);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("h", s.h, Access::kRead);
+    v("slot", s.slot, Access::kRead);
+    v("out", s.out, Access::kWrite);
   }
 };
 
@@ -305,9 +392,12 @@ struct DispatchBackward {
   View d, slot, dh;
   RouteShape shape;
   bool accumulate = false;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("d", s.d, Access::kRead); v("slot", s.slot, Access::kRead);
-    v("dh", s.dh, s.accumulate ? Access::kUpdate : Access::kWrite); v("acc", s.accumulate);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("d", s.d, Access::kRead);
+    v("slot", s.slot, Access::kRead);
+    v("dh", s.dh, s.accumulate ? Access::kUpdate : Access::kWrite);
+    v("acc", s.accumulate);
   }
 };
 
@@ -317,10 +407,16 @@ struct Combine {
   View in, choice, slot, gate, bias, out;
   RouteShape shape;
   double bias_scale = 1, dropout = 0;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("in", s.in, Access::kRead); v("choice", s.choice, Access::kRead); v("slot", s.slot, Access::kRead);
-    v("gate", s.gate, Access::kRead); v("bias", s.bias, Access::kRead); v("out", s.out, Access::kWrite);
-    v("bias_scale", s.bias_scale); v("p", s.dropout);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("in", s.in, Access::kRead);
+    v("choice", s.choice, Access::kRead);
+    v("slot", s.slot, Access::kRead);
+    v("gate", s.gate, Access::kRead);
+    v("bias", s.bias, Access::kRead);
+    v("out", s.out, Access::kWrite);
+    v("bias_scale", s.bias_scale);
+    v("p", s.dropout);
   }
 };
 
@@ -330,9 +426,14 @@ struct CombineBackward {
   View dout, choice, slot, gate, d, row_gate;
   RouteShape shape;
   double dropout = 0;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("dout", s.dout, Access::kRead); v("choice", s.choice, Access::kRead); v("slot", s.slot, Access::kRead);
-    v("gate", s.gate, Access::kRead); v("d", s.d, Access::kWrite); v("row_gate", s.row_gate, Access::kWrite);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("dout", s.dout, Access::kRead);
+    v("choice", s.choice, Access::kRead);
+    v("slot", s.slot, Access::kRead);
+    v("gate", s.gate, Access::kRead);
+    v("d", s.d, Access::kWrite);
+    v("row_gate", s.row_gate, Access::kWrite);
     v("p", s.dropout);
   }
 };
@@ -344,10 +445,16 @@ struct GateBackward {
   View a, da, d, bias, choice, slot, dgate;
   RouteShape shape;
   double bias_scale = 1;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("a", s.a, Access::kRead); v("da", s.da, Access::kRead); v("d", s.d, Access::kRead);
-    v("bias", s.bias, Access::kRead); v("choice", s.choice, Access::kRead); v("slot", s.slot, Access::kRead);
-    v("dgate", s.dgate, Access::kWrite); v("bias_scale", s.bias_scale);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("a", s.a, Access::kRead);
+    v("da", s.da, Access::kRead);
+    v("d", s.d, Access::kRead);
+    v("bias", s.bias, Access::kRead);
+    v("choice", s.choice, Access::kRead);
+    v("slot", s.slot, Access::kRead);
+    v("dgate", s.dgate, Access::kWrite);
+    v("bias_scale", s.bias_scale);
   }
 };
 
@@ -356,8 +463,11 @@ struct RowScale {
   static constexpr std::string_view kName = "row_scale";
   View row_gate, rows, x;
   RouteShape shape;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("row_gate", s.row_gate, Access::kRead); v("rows", s.rows, Access::kRead); v("x", s.x, Access::kUpdate);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("row_gate", s.row_gate, Access::kRead);
+    v("rows", s.rows, Access::kRead);
+    v("x", s.x, Access::kUpdate);
   }
 };
 
@@ -366,16 +476,22 @@ struct RowScale {
 struct Embed {  // out[row] = table[tokens[row]]
   static constexpr std::string_view kName = "embed";
   View table, tokens, out;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("table", s.table, Access::kRead); v("tokens", s.tokens, Access::kRead); v("out", s.out, Access::kWrite);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("table", s.table, Access::kRead);
+    v("tokens", s.tokens, Access::kRead);
+    v("out", s.out, Access::kWrite);
   }
 };
 
 struct EmbedBackward {  // dtable[tokens[row]] += d[row]
   static constexpr std::string_view kName = "embed_backward";
   View d, tokens, dtable;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("d", s.d, Access::kRead); v("tokens", s.tokens, Access::kRead); v("dtable", s.dtable, Access::kUpdate);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("d", s.d, Access::kRead);
+    v("tokens", s.tokens, Access::kRead);
+    v("dtable", s.dtable, Access::kUpdate);
   }
 };
 
@@ -385,10 +501,16 @@ struct LmHead {
   static constexpr std::string_view kName = "lm_head";
   View x, table, targets, dx, dtable, logits, metrics;
   double scale = 1;  // 1 / tokens of the step
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("x", s.x, Access::kRead); v("table", s.table, Access::kRead); v("targets", s.targets, Access::kRead);
-    v("dx", s.dx, Access::kWrite); v("dtable", s.dtable, Access::kUpdate); v("logits", s.logits, Access::kWrite);
-    v("metrics", s.metrics, Access::kUpdate); v("scale", s.scale);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kRead);
+    v("table", s.table, Access::kRead);
+    v("targets", s.targets, Access::kRead);
+    v("dx", s.dx, Access::kWrite);
+    v("dtable", s.dtable, Access::kUpdate);
+    v("logits", s.logits, Access::kWrite);
+    v("metrics", s.metrics, Access::kUpdate);
+    v("scale", s.scale);
   }
 };
 
@@ -397,14 +519,19 @@ struct LmHead {
 struct Fill {  // x = 0
   static constexpr std::string_view kName = "fill";
   View x;
-  template <class S, class V> static void fields(S& s, V&& v) { v("x", s.x, Access::kWrite); }
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kWrite);
+  }
 };
 
 struct Cast {  // out = in, in out's dtype
   static constexpr std::string_view kName = "cast";
   View in, out;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("in", s.in, Access::kRead); v("out", s.out, Access::kWrite);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("in", s.in, Access::kRead);
+    v("out", s.out, Access::kWrite);
   }
 };
 
@@ -414,8 +541,11 @@ struct SumSquares {
   static constexpr std::string_view kName = "sum_squares";
   View x, metrics;
   double weight = 1;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("x", s.x, Access::kRead); v("metrics", s.metrics, Access::kUpdate); v("weight", s.weight);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kRead);
+    v("metrics", s.metrics, Access::kUpdate);
+    v("weight", s.weight);
   }
 };
 
@@ -423,9 +553,13 @@ struct SumSquares {
 struct AdamW {
   static constexpr std::string_view kName = "adamw";
   View grad, metrics, param, m, v_;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("grad", s.grad, Access::kRead); v("metrics", s.metrics, Access::kRead); v("param", s.param, Access::kUpdate);
-    v("m", s.m, Access::kUpdate); v("v", s.v_, Access::kUpdate);
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("grad", s.grad, Access::kRead);
+    v("metrics", s.metrics, Access::kRead);
+    v("param", s.param, Access::kUpdate);
+    v("m", s.m, Access::kUpdate);
+    v("v", s.v_, Access::kUpdate);
   }
 };
 
@@ -450,11 +584,13 @@ struct Collective {
   View src, dst;
   View scratch{};  // receive buffer of reductions: 1/p of the buffer (kRing), p buffers (kDirect)
   bool in_place = false, accumulate = false;
-  template <class S, class V> static void fields(S& s, V&& v) {
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
     v("src", s.src, s.in_place || s.kind == CollectiveKind::kAllReduce ? Access::kUpdate : Access::kRead);
     v("dst", s.dst, s.accumulate || s.in_place ? Access::kUpdate : Access::kWrite);
     v("scratch", s.scratch, Access::kWrite);
-    v("in_place", s.in_place); v("acc", s.accumulate);
+    v("in_place", s.in_place);
+    v("acc", s.accumulate);
   }
 };
 
@@ -464,28 +600,36 @@ struct Send {
   static constexpr std::string_view kName = "send";
   View x;
   Direction to = Direction::kNext;
-  template <class S, class V> static void fields(S& s, V&& v) { v("x", s.x, Access::kRead); v("to", static_cast<int>(s.to)); }
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kRead);
+    v("to", static_cast<int>(s.to));
+  }
 };
 
 struct Recv {
   static constexpr std::string_view kName = "recv";
   View x;
   Direction from = Direction::kPrevious;
-  template <class S, class V> static void fields(S& s, V&& v) {
-    v("x", s.x, Access::kWrite); v("from", static_cast<int>(s.from));
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kWrite);
+    v("from", static_cast<int>(s.from));
   }
 };
 
 struct Free {  // the end of a workspace tensor's life
   static constexpr std::string_view kName = "free";
   TensorId tensor = kNoTensor;
-  template <class S, class V> static void fields(S&, V&&) {}
+  template <class S, class V>
+  static void fields(S&, V&&) {}
 };
 
-using Op = std::variant<Gemm, GroupedGemm, ColumnSum, GroupedColumnSum, RmsNorm, RmsNormBackward, Rope, AttentionForward,
-                        AttentionBackward, Gelu, GeluBackward, Residual, ResidualBackward, Sigmoid, Route, RouteBackward,
-                        RouterScoreBackward, Dispatch, DispatchBackward, Combine, CombineBackward, GateBackward, RowScale,
-                        Embed, EmbedBackward, LmHead, Fill, Cast, SumSquares, AdamW, Collective, Send, Recv, Free>;
+using Op =
+    std::variant<Gemm, GroupedGemm, ColumnSum, GroupedColumnSum, RmsNorm, RmsNormBackward, Rope, AttentionForward,
+                 AttentionBackward, Gelu, GeluBackward, Residual, ResidualBackward, Sigmoid, Route, RouteBackward,
+                 RouterScoreBackward, Dispatch, DispatchBackward, Combine, CombineBackward, GateBackward, RowScale,
+                 Embed, EmbedBackward, LmHead, Fill, Cast, SumSquares, AdamW, Collective, Send, Recv, Free>;
 constexpr int kOpKinds = std::variant_size_v<Op>;
 
 // Index of an operation's kind, and its name: "gemm", "all-gather", ...
@@ -496,8 +640,8 @@ std::string_view op_name(const Op& op);   // a collective's is its own: "all-gat
 
 enum class Stream : std::uint8_t { kCompute, kTp, kDp, kPp, kSendNext, kRecvPrevious, kSendPrevious, kRecvNext };
 constexpr int kStreams = 8;
-constexpr std::array<std::string_view, kStreams> kStreamNames{"compute",   "tp",            "dp",            "pp",
-                                                              "send next", "recv previous", "send previous", "recv next"};
+constexpr std::array<std::string_view, kStreams> kStreamNames{
+    "compute", "tp", "dp", "pp", "send next", "recv previous", "send previous", "recv next"};
 constexpr std::string_view name(Stream s) { return kStreamNames[static_cast<int>(s)]; }
 Stream stream_of(const Op& op);  // Free runs nowhere and takes no time: kCompute
 
@@ -507,13 +651,17 @@ enum Metric : int { kSquaredNorm, kCrossEntropySum, kBalanceSum, kDroppedSum, kL
 // Calls f(name, view, access) for every operand that is present.
 template <class F>
 void for_each_operand(const Op& op, F&& f) {
-  std::visit([&](const auto& o) {
-    std::remove_cvref_t<decltype(o)>::fields(o, [&](std::string_view field, const auto&... rest) {
-      if constexpr (sizeof...(rest) == 2) {
-        [&](const View& view, Access access) { if (view) f(field, view, access); }(rest...);
-      }
-    });
-  }, op);
+  std::visit(
+      [&](const auto& o) {
+        std::remove_cvref_t<decltype(o)>::fields(o, [&](std::string_view field, const auto&... rest) {
+          if constexpr (sizeof...(rest) == 2) {
+            [&](const View& view, Access access) {
+              if (view) f(field, view, access);
+            }(rest...);
+          }
+        });
+      },
+      op);
 }
 
 }  // namespace meshwright

@@ -131,15 +131,9 @@ struct WorkOf {
 
   Work operator()(const GroupedColumnSum& op) const { return streamed(op, {}, op.experts * op.capacity); }
   Work operator()(const Gelu& op) const { return streamed(op, {}, op.rows ? op.experts * op.capacity : 0); }
-  Work operator()(const GeluBackward& op) const {
-    return streamed(op, {}, op.rows ? op.experts * op.capacity : 0);
-  }
-  Work operator()(const GateBackward& op) const {
-    return streamed(op, {}, op.shape.experts * op.shape.row_capacity());
-  }
-  Work operator()(const RowScale& op) const {
-    return streamed(op, {}, op.shape.experts * op.shape.row_capacity());
-  }
+  Work operator()(const GeluBackward& op) const { return streamed(op, {}, op.rows ? op.experts * op.capacity : 0); }
+  Work operator()(const GateBackward& op) const { return streamed(op, {}, op.shape.experts * op.shape.row_capacity()); }
+  Work operator()(const RowScale& op) const { return streamed(op, {}, op.shape.experts * op.shape.row_capacity()); }
 
   Work operator()(const ColumnSum& op) const { return streamed(op); }
   Work operator()(const RmsNorm& op) const { return streamed(op); }
@@ -213,8 +207,7 @@ Bytes bytes_sent(const Op& op, const Piece& piece, const MeshShape& mesh) {
   return {};
 }
 
-Flops program_flops(const ProgramSet& set, const Program& program,
-                    const std::vector<std::int64_t>& routed_rows) {
+Flops program_flops(const ProgramSet& set, const Program& program, const std::vector<std::int64_t>& routed_rows) {
   std::vector<std::int64_t> slots(program.chunks.size());
   for (const Slot& slot : program.slots) ++slots[static_cast<std::size_t>(slot.chunk)];
   std::map<std::pair<int, int>, std::int64_t> instances;  // of (piece, layer)
@@ -228,8 +221,7 @@ Flops program_flops(const ProgramSet& set, const Program& program,
       if (routed_rows.empty() || layer < 0 || !std::holds_alternative<GroupedGemm>(op))
         total += count * work_of(op, piece).flops;
       else  // linear in rows, and a layer's piece runs once per microbatch
-        total += count / set.step.microbatches *
-                 work_of(op, piece, routed_rows[static_cast<std::size_t>(layer)]).flops;
+        total += count / set.step.microbatches * work_of(op, piece, routed_rows[static_cast<std::size_t>(layer)]).flops;
   }
   return total;
 }

@@ -74,11 +74,7 @@ std::int64_t count(const View& view) { return view.rows * view.cols; }
 class PieceReader {
  public:
   PieceReader(const Piece& piece, const MeshShape& mesh, int tp_coordinate, PieceFacts& facts)
-      : piece_(piece),
-        mesh_(mesh),
-        tp_coordinate_(tp_coordinate),
-        facts_(facts),
-        state_(piece.tensors.size()) {}
+      : piece_(piece), mesh_(mesh), tp_coordinate_(tp_coordinate), facts_(facts), state_(piece.tensors.size()) {}
 
   void read() {
     for (index_ = 0; index_ < piece_.ops.size(); ++index_) {
@@ -98,12 +94,11 @@ class PieceReader {
     }
     for (std::size_t t = 0; t < state_.size(); ++t)
       if (state_[t].living)
-        facts_.faults.push_back(
-            fmt::format("piece {}: {} is never freed", piece_.name, piece_.tensors[t].name));
+        facts_.faults.push_back(fmt::format("piece {}: {} is never freed", piece_.name, piece_.tensors[t].name));
     if (const std::int64_t end = facts_.frames[static_cast<int>(Frame::kWorkspace)].all.end();
         end > piece_.workspace_bytes)
-      facts_.faults.push_back(fmt::format("piece {}: its workspace has {} bytes, but its tensors need {}",
-                                          piece_.name, piece_.workspace_bytes, end));
+      facts_.faults.push_back(fmt::format("piece {}: its workspace has {} bytes, but its tensors need {}", piece_.name,
+                                          piece_.workspace_bytes, end));
   }
 
  private:
@@ -115,8 +110,7 @@ class PieceReader {
   template <class... Args>
   void fault(fmt::format_string<Args...> format, Args&&... args) {
     facts_.faults.push_back(fmt::format("piece {}, operation {} ({}): {}", piece_.name, index_,
-                                        op_name(piece_.ops[index_]),
-                                        fmt::format(format, std::forward<Args>(args)...)));
+                                        op_name(piece_.ops[index_]), fmt::format(format, std::forward<Args>(args)...)));
   }
   const Tensor& tensor(const View& view) const { return piece_.tensors[view.tensor]; }
   FrameUse& frame_of(const View& view) { return facts_.frames[static_cast<int>(tensor(view).frame)]; }
@@ -145,8 +139,8 @@ class PieceReader {
       const std::int64_t end = first + (view.rows - 1) * view.ld + view.cols;
       if (view.rows < 1 || view.cols < 1 || first < 0 || (view.rows > 1 && view.ld < view.cols) ||
           end > elements(tensor(view).shape)) {
-        fault("{}, {} x {} from element {} with rows {} apart, is not within {} {}", field, view.rows,
-              view.cols, first, view.ld, tensor(view).name, to_string(tensor(view).shape));
+        fault("{}, {} x {} from element {} with rows {} apart, is not within {} {}", field, view.rows, view.cols, first,
+              view.ld, tensor(view).name, to_string(tensor(view).shape));
         sound = false;
       }
     });
@@ -190,8 +184,7 @@ class PieceReader {
   }
 
   void release(TensorId id) {
-    if (id < 0 || id >= static_cast<TensorId>(state_.size()))
-      return fault("names tensor {} of {}", id, state_.size());
+    if (id < 0 || id >= static_cast<TensorId>(state_.size())) return fault("names tensor {} of {}", id, state_.size());
     const Tensor& t = piece_.tensors[id];
     TensorState& state = state_[id];
     if (t.frame != Frame::kWorkspace) return fault("{} lies outside the workspace", t.name);
@@ -205,22 +198,19 @@ class PieceReader {
     const std::int64_t b_cols = op.tb ? op.b.rows : op.b.cols;
     if (a_rows != op.m() || b_rows != op.k() || b_cols != op.n())
       fault("({} x {}) ({} x {}) does not give {} x {}", a_rows, op.k(), b_rows, b_cols, op.m(), op.n());
-    if (op.bias && count(op.bias) != op.n())
-      fault("bias has {} elements for {} columns", count(op.bias), op.n());
+    if (op.bias && count(op.bias) != op.n()) fault("bias has {} elements for {} columns", count(op.bias), op.n());
   }
 
   void check_extents(const GroupedGemm& op) {
     const std::int64_t e = op.experts, rows = e * op.capacity, other = op.other();
-    const bool agree =
-        op.a.rows == rows &&
-        (op.ta ? op.b.rows == rows && op.b.cols == op.n() && op.c.rows == e * other
-               : op.a.cols == other && op.c.rows == rows &&
-                     (op.tb ? op.b.rows == e * op.n() : op.b.cols == op.n() && op.b.rows == e * other));
+    const bool agree = op.a.rows == rows &&
+                       (op.ta ? op.b.rows == rows && op.b.cols == op.n() && op.c.rows == e * other
+                              : op.a.cols == other && op.c.rows == rows &&
+                                    (op.tb ? op.b.rows == e * op.n() : op.b.cols == op.n() && op.b.rows == e * other));
     if (!agree)
-      fault("{} experts of {} rows: {} x {} and {} x {} do not give {} x {}", e, op.capacity, op.a.rows,
-            op.a.cols, op.b.rows, op.b.cols, op.c.rows, op.c.cols);
-    if (op.bias && count(op.bias) != e * op.n())
-      fault("bias has {} elements for {} x {}", count(op.bias), e, op.n());
+      fault("{} experts of {} rows: {} x {} and {} x {} do not give {} x {}", e, op.capacity, op.a.rows, op.a.cols,
+            op.b.rows, op.b.cols, op.c.rows, op.c.cols);
+    if (op.bias && count(op.bias) != e * op.n()) fault("bias has {} elements for {} x {}", count(op.bias), e, op.n());
     if (count(op.rows) != e) fault("rows has {} elements for {} experts", count(op.rows), e);
   }
 
@@ -274,8 +264,8 @@ void check_stash(const Piece& piece, PieceFacts& facts) {
   std::ranges::sort(stash, {}, [](const Tensor* t) { return t->offset; });
   for (std::size_t i = 1; i < stash.size(); ++i)
     if (stash[i - 1]->offset + stash[i - 1]->bytes() > stash[i]->offset)
-      facts.faults.push_back(fmt::format("piece {}: {} lies over {} in the stash", piece.name, stash[i]->name,
-                                         stash[i - 1]->name));
+      facts.faults.push_back(
+          fmt::format("piece {}: {} lies over {} in the stash", piece.name, stash[i]->name, stash[i - 1]->name));
 }
 
 }  // namespace

@@ -79,8 +79,7 @@ void place_workspace(Piece& piece) {
   for (const Op& op : piece.ops) {
     if (const auto* free = std::get_if<Free>(&op)) {
       const Tensor& tensor = piece.tensors[free->tensor];
-      check(in_workspace(free->tensor), "{}: {} is freed, but lies outside the workspace", piece.name,
-            tensor.name);
+      check(in_workspace(free->tensor), "{}: {} is freed, but lies outside the workspace", piece.name, tensor.name);
       check(life[free->tensor] == Life::kLiving, "{}: {} is freed {}", piece.name, tensor.name,
             life[free->tensor] == Life::kFreed ? "twice" : "before it is written");
       workspace.free(tensor.offset);
@@ -174,8 +173,7 @@ std::string to_text(const ProgramSet& set, const Program& program) {
       line += fmt::format(" {}", name(collective->group));
       if (collective->algorithm == Algorithm::kDirect) line += " direct";
     }
-    if (const auto* free = std::get_if<Free>(&op))
-      line += fmt::format(" {}", piece.tensors[free->tensor].name);
+    if (const auto* free = std::get_if<Free>(&op)) line += fmt::format(" {}", piece.tensors[free->tensor].name);
     std::visit(
         [&](const auto& o) {
           std::remove_cvref_t<decltype(o)>::fields(o, FieldWriter{line, program, slot, call, piece});

@@ -36,9 +36,9 @@ enum class Anchor : std::uint8_t { kFixed, kStash, kInbox, kOutbox, kGradientFlo
 constexpr int kAnchors = 6;
 
 struct Call {
-  int piece = 0;               // index in ProgramSet::pieces
-  int block = -1;              // index in ProgramSet::blocks: parameters it works on; -1: none
-  int layer = -1;              // global layer index, -1 outside layers
+  int piece = 0;   // index in ProgramSet::pieces
+  int block = -1;  // index in ProgramSet::blocks: parameters it works on; -1: none
+  int layer = -1;  // global layer index, -1 outside layers
   std::array<std::int64_t, kFrames> base{};
   std::array<Anchor, kFrames> anchor{};
   // Rings of two: frames kWeights and kGrads of this call alternate between two buffers, so that the next call's can be
@@ -53,7 +53,16 @@ struct Chunk {
 };
 
 enum class Action : std::uint8_t {
-  kBegin, kForward, kBackward, kSendForward, kRecvForward, kSendBackward, kRecvBackward, kReduce, kNorm, kUpdate
+  kBegin,
+  kForward,
+  kBackward,
+  kSendForward,
+  kRecvForward,
+  kSendBackward,
+  kRecvBackward,
+  kReduce,
+  kNorm,
+  kUpdate
 };
 
 // One slot of the schedule. Send, receive and reductions across stages have slots of their own.
@@ -86,9 +95,9 @@ struct Program {
 
 // One parameter tensor within its unit. Gradients, master weights and moments lie the same way.
 struct ParameterPlacement {
-  int parameter = 0;  // index in ProgramSet::parameters
-  Layout tp;          // replicate or shard
-  Shape local_shape;  // of one tp rank
+  int parameter = 0;        // index in ProgramSet::parameters
+  Layout tp;                // replicate or shard
+  Shape local_shape;        // of one tp rank
   std::int64_t offset = 0;  // elements from the unit's begin
 };
 
@@ -97,9 +106,9 @@ struct Unit {
   std::string name;
   bool tp_replicated = false;  // gradients are then also summed over tp
   std::vector<ParameterPlacement> parameters;
-  std::int64_t elements = 0;   // without padding
-  std::int64_t padded = 0;     // a multiple of 16 * dp * tp
-  std::int64_t offset = 0;     // elements from the block's begin (whole), offset / dp when sharded over dp
+  std::int64_t elements = 0;  // without padding
+  std::int64_t padded = 0;    // a multiple of 16 * dp * tp
+  std::int64_t offset = 0;    // elements from the block's begin (whole), offset / dp when sharded over dp
 };
 
 // The parameters of a layer, or of the embedding, or of the head.
@@ -125,10 +134,10 @@ struct BlockState {
 };
 
 struct StepShape {
-  std::int64_t sequences = 0;        // of the step, all dp shards
-  std::int64_t tokens = 0;           // of a sequence (T)
-  std::int64_t microbatch = 0;       // sequences of a microbatch on one dp rank (B)
-  int microbatches = 0;              // M
+  std::int64_t sequences = 0;   // of the step, all dp shards
+  std::int64_t tokens = 0;      // of a sequence (T)
+  std::int64_t microbatch = 0;  // sequences of a microbatch on one dp rank (B)
+  int microbatches = 0;         // M
   bool operator==(const StepShape&) const = default;
 };
 
@@ -140,8 +149,8 @@ struct ProgramSet {
   std::vector<Piece> pieces;
   std::vector<Parameter> parameters;
   std::vector<Block> blocks;
-  std::vector<Program> stages;                      // one per pipeline stage
-  std::vector<std::vector<BlockState>> state_of;    // per stage
+  std::vector<Program> stages;                    // one per pipeline stage
+  std::vector<std::vector<BlockState>> state_of;  // per stage
   // Of the mixture-of-experts layers: experts, choices of a token, layers, and the weight of the balance loss.
   std::int64_t experts = 0, choices = 0, moe_layers = 0;
   double balance_weight = 0;
@@ -151,7 +160,8 @@ struct ProgramSet {
 inline std::int64_t address(const Program& program, const Slot& slot, const Call& call, const Tensor& t) {
   const int frame = static_cast<int>(t.frame);
   std::int64_t at = slot.anchor[static_cast<int>(call.anchor[frame])] + call.base[frame] + t.offset;
-  if (t.frame == Frame::kWeights && call.weights_ring && ((call.ring ^ slot.ring) & 1)) at += program.weights_ring_stride;
+  if (t.frame == Frame::kWeights && call.weights_ring && ((call.ring ^ slot.ring) & 1))
+    at += program.weights_ring_stride;
   if (t.frame == Frame::kGrads && call.grads_ring && ((call.ring ^ slot.ring) & 1)) at += program.grads_ring_stride;
   return at;
 }

@@ -20,9 +20,9 @@ namespace meshwright {
 struct Interval {
   Stream stream = Stream::kCompute;
   Seconds begin, end;
-  std::string name;     // "gemm"
-  std::string where;    // "F m2 L7"
-  Bytes bytes;          // sent
+  std::string name;   // "gemm"
+  std::string where;  // "F m2 L7"
+  Bytes bytes;        // sent
   Flops flops;
 };
 
@@ -33,14 +33,14 @@ using Traffic = std::map<TrafficKey, Bytes>;
 // One rank; in a prediction: one rank per stage stands for all that do the same.
 struct RankReport {
   MeshCoordinates rank;
-  Seconds end;                 // when its last operation finished
+  Seconds end;  // when its last operation finished
   Flops executed_flops;
   Traffic traffic;
-  Bytes peak_bytes;            // high-water mark of the arena
+  Bytes peak_bytes;  // high-water mark of the arena
   std::array<std::int64_t, kMemoryClasses> bytes_by_class{};
-  Seconds exposed_comm;        // compute stream waits only for communication
-  Seconds bubble;              // compute stream waits for another stage
-  Seconds compute;             // compute stream works
+  Seconds exposed_comm;            // compute stream waits only for communication
+  Seconds bubble;                  // compute stream waits for another stage
+  Seconds compute;                 // compute stream works
   std::vector<Interval> timeline;  // only when asked for
 };
 

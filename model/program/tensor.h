@@ -57,12 +57,20 @@ enum class Frame : std::uint8_t {
 };
 constexpr int kFrames = 15;
 constexpr std::array<std::string_view, kFrames> kFrameNames{
-    "x",         "x_out",   "d",       "stash",  "ws",      "weights",     "weight_shard", "master", "grads",
-    "grad_shard", "moment1", "moment2", "tokens", "metrics", "comm_scratch"};
+    "x",     "x_out",      "d",       "stash",   "ws",     "weights", "weight_shard", "master",
+    "grads", "grad_shard", "moment1", "moment2", "tokens", "metrics", "comm_scratch"};
 constexpr std::string_view name(Frame f) { return kFrameNames[static_cast<int>(f)]; }
 
 // What memory is for, as reports show it.
-enum class MemoryClass : std::uint8_t { kParameters, kGradients, kOptimizer, kActivations, kWorkspace, kBuffers, kData };
+enum class MemoryClass : std::uint8_t {
+  kParameters,
+  kGradients,
+  kOptimizer,
+  kActivations,
+  kWorkspace,
+  kBuffers,
+  kData
+};
 constexpr int kMemoryClasses = 7;
 constexpr std::array<std::string_view, kMemoryClasses> kMemoryClassNames{
     "parameters", "gradients", "optimizer", "activations", "workspace", "buffers", "data"};

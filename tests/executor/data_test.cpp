@@ -65,8 +65,7 @@ std::string npy(const std::string& dictionary, const std::string& data, int vers
   return file + header + data;
 }
 
-std::string dictionary(const std::string& descr, const std::string& shape,
-                       const std::string& fortran = "False") {
+std::string dictionary(const std::string& descr, const std::string& shape, const std::string& fortran = "False") {
   return "{'descr': '" + descr + "', 'fortran_order': " + fortran + ", 'shape': " + shape + ", }";
 }
 
@@ -159,13 +158,11 @@ TEST_F(Npy, a_damaged_file_never_does_worse_than_being_refused) {
 }
 
 TEST_F(Npy, says_where_a_token_beyond_the_vocabulary_stands) {
-  const auto path =
-      write("a.npy", npy(dictionary("<i4", "(4,)"), bytes_of(std::vector<std::int32_t>{1, 99, 100, -1})));
+  const auto path = write("a.npy", npy(dictionary("<i4", "(4,)"), bytes_of(std::vector<std::int32_t>{1, 99, 100, -1})));
   const std::string text = message([&] { read_npy_tokens(path, 100); });
   EXPECT_THAT(text, HasSubstr("element 2 = 100"));
   EXPECT_THAT(text, HasSubstr("from 0 to 99"));
-  const auto negative =
-      write("b.npy", npy(dictionary("<i8", "(2,)"), bytes_of(std::vector<std::int64_t>{1, -1})));
+  const auto negative = write("b.npy", npy(dictionary("<i8", "(2,)"), bytes_of(std::vector<std::int64_t>{1, -1})));
   EXPECT_THAT(message([&] { read_npy_tokens(negative, 100); }), HasSubstr("element 1 = -1"));
 }
 
@@ -266,21 +263,17 @@ TEST_F(TokenizerTest, says_which_vocabulary_and_text_it_needs) {
 void write_testament(const fs::path& folder, const std::string& name, const std::string& markup) {
   std::string data(compressBound(markup.size()), '\0');
   uLongf size = data.size();
-  compress(reinterpret_cast<Bytef*>(data.data()), &size, reinterpret_cast<const Bytef*>(markup.data()),
-           markup.size());
+  compress(reinterpret_cast<Bytef*>(data.data()), &size, reinterpret_cast<const Bytef*>(markup.data()), markup.size());
   data.resize(size);
   std::ofstream(folder / (name + ".bzz"), std::ios::binary) << data;
-  const std::uint32_t block[] = {0, static_cast<std::uint32_t>(size),
-                                 static_cast<std::uint32_t>(markup.size())};
-  std::ofstream(folder / (name + ".bzs"), std::ios::binary)
-      .write(reinterpret_cast<const char*>(block), sizeof block);
+  const std::uint32_t block[] = {0, static_cast<std::uint32_t>(size), static_cast<std::uint32_t>(markup.size())};
+  std::ofstream(folder / (name + ".bzs"), std::ios::binary).write(reinterpret_cast<const char*>(block), sizeof block);
 }
 
 TEST_F(Corpus, is_text_without_markup_and_footnotes) {
-  write_testament(
-      folder, "ot",
-      "<title>Genesis</title> <div sID=\"g1\" type=\"x-p\"/>In the <w lemma=\"x\">beginning</w>, "
-      "God<note><reference>1:1</reference>a &amp; b</note><w>created</w>\n the   heavens<note>x</note>.");
+  write_testament(folder, "ot",
+                  "<title>Genesis</title> <div sID=\"g1\" type=\"x-p\"/>In the <w lemma=\"x\">beginning</w>, "
+                  "God<note><reference>1:1</reference>a &amp; b</note><w>created</w>\n the   heavens<note>x</note>.");
   write_testament(folder, "nt", "<l level=\"1\"/>salt &amp; light");
   EXPECT_EQ(demo_corpus(folder), "Genesis\nIn the beginning, God created the heavens.\nsalt & light\n");
 }
@@ -378,16 +371,13 @@ TEST_F(BatchesTest, run_through_the_shards_by_name_drop_their_tails_and_start_ag
 }
 
 TEST_F(BatchesTest, say_how_many_tokens_a_step_needs) {
-  EXPECT_THAT(message([] {
-                Batches(TokenSource(count_to(8)), {.microbatches = 2, .dp = 2, .batch = 1, .tokens = 2});
-              }),
+  EXPECT_THAT(message([] { Batches(TokenSource(count_to(8)), {.microbatches = 2, .dp = 2, .batch = 1, .tokens = 2}); }),
               HasSubstr("8 tokens: allowed: 9 or more"));
   EXPECT_NO_THROW(Batches(TokenSource(count_to(9)), {.microbatches = 2, .dp = 2, .batch = 1, .tokens = 2}));
   EXPECT_THAT(message([&] { open_tokens(folder, 100, folder); }), HasSubstr("a folder with .npy files"));
   EXPECT_THAT(message([&] { open_tokens(folder / "none.txt", 100, folder); }), HasSubstr("none.txt"));
   write_npy_tokens(folder / "a.npy", count_to(200));
-  Batches batches(open_tokens(folder / "a.npy", 100, folder),
-                  {.microbatches = 1, .dp = 1, .batch = 1, .tokens = 4});
+  Batches batches(open_tokens(folder / "a.npy", 100, folder), {.microbatches = 1, .dp = 1, .batch = 1, .tokens = 4});
   std::vector<std::int32_t> x(4), y(4);
   EXPECT_THAT(message([&] { batches.read(0, 0, 0, 0, 4, x, y); }), HasSubstr("element 100 = 100"));
 }

@@ -47,8 +47,7 @@ constexpr double kRounding = sizeof(Real) == 4 ? 3e-6 : 1e-13;
 
 // Largest error over the largest expected value (at least 1).
 template <class Real>
-void expect_close(const std::vector<Real>& actual, const Values& expected,
-                  double tolerance = kRounding<Real>) {
+void expect_close(const std::vector<Real>& actual, const Values& expected, double tolerance = kRounding<Real>) {
   ASSERT_EQ(actual.size(), expected.size());
   double scale = 1;
   for (const double e : expected) scale = std::max(scale, std::abs(e));

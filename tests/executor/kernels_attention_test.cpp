@@ -5,8 +5,7 @@
 namespace meshwright::kernels {
 namespace {
 
-constexpr std::int64_t kRotaryColumn =
-    3;  // where kr starts in a row of zk, which has kRotaryColumn + R + 2 columns
+constexpr std::int64_t kRotaryColumn = 3;  // where kr starts in a row of zk, which has kRotaryColumn + R + 2 columns
 
 struct Inputs {
   Values qn, qr, kv, zk;
@@ -44,8 +43,7 @@ Result naive(const AttentionShape& s, const Inputs& in) {
           for (std::int64_t c = 0; c < dh; ++c)
             score += in.qn[((t * B + b) * H + h) * dh + c] * in.kv[(u * B + b) * 2 * H * dh + h * dh + c];
           for (std::int64_t c = 0; c < R; ++c)
-            score +=
-                in.qr[((t * B + b) * H + h) * R + c] * in.zk[(u * B + b) * zk_width(s) + kRotaryColumn + c];
+            score += in.qr[((t * B + b) * H + h) * R + c] * in.zk[(u * B + b) * zk_width(s) + kRotaryColumn + c];
           weights.push_back(std::exp(score / std::sqrt(dh + R)));
           total += weights.back();
         }
@@ -64,9 +62,7 @@ template <class Real>
 struct Buffers {  // the inputs in the kernel's type
   explicit Buffers(const AttentionShape& s, const Inputs& in)
       : qn(as<Real>(in.qn)), qr(as<Real>(in.qr)), kv(as<Real>(in.kv)), zk(as<Real>(in.zk)), ld(zk_width(s)) {}
-  AttentionInputs<Real> view() const {
-    return {qn.data(), qr.data(), kv.data(), zk.data() + kRotaryColumn, ld};
-  }
+  AttentionInputs<Real> view() const { return {qn.data(), qr.data(), kv.data(), zk.data() + kRotaryColumn, ld}; }
   std::vector<Real> qn, qr, kv, zk;
   std::int64_t ld;
 };
@@ -112,9 +108,9 @@ TEST(AttentionPass, backward_is_the_derivative) {
     for (std::int64_t r = 0; r < s.tokens * s.sequences; ++r)
       for (std::int64_t c = 0; c < s.rope_width; ++c)
         dzk[r * zk_width(s) + kRotaryColumn + c] = std::numeric_limits<double>::quiet_NaN();
-    attention_backward<double>(
-        s, buffers.view(), lse.data(), d.data(),
-        {dqn.data(), dqr.data(), dkv.data(), dzk.data() + kRotaryColumn, zk_width(s), false}, scratch.data());
+    attention_backward<double>(s, buffers.view(), lse.data(), d.data(),
+                               {dqn.data(), dqr.data(), dkv.data(), dzk.data() + kRotaryColumn, zk_width(s), false},
+                               scratch.data());
     const auto with = [&](Values Inputs::*which) {
       return [&, which](const Values& at) {
         Inputs moved = in;
@@ -128,9 +124,9 @@ TEST(AttentionPass, backward_is_the_derivative) {
     expect_gradient(with(&Inputs::zk), in.zk, dzk);
 
     const Values once = dzk;
-    attention_backward<double>(
-        s, buffers.view(), lse.data(), d.data(),
-        {dqn.data(), dqr.data(), dkv.data(), dzk.data() + kRotaryColumn, zk_width(s), true}, scratch.data());
+    attention_backward<double>(s, buffers.view(), lse.data(), d.data(),
+                               {dqn.data(), dqr.data(), dkv.data(), dzk.data() + kRotaryColumn, zk_width(s), true},
+                               scratch.data());
     for (std::size_t i = 0; i < once.size(); ++i) EXPECT_NEAR(dzk[i], 2 * once[i], 1e-13);
   }
 }
@@ -141,13 +137,12 @@ TEST(AttentionPass, backward_in_float_follows_double) {
   const Values d = stored<float>(random_values(in.qn.size(), 9));
   const auto gradients = [&]<class Real>(Real) {
     const Buffers<Real> buffers(s, in);
-    std::vector<Real> o(in.qn.size()), lse(s.sequences * s.heads * s.tokens),
-        scratch(attention_backward_scratch(s));
+    std::vector<Real> o(in.qn.size()), lse(s.sequences * s.heads * s.tokens), scratch(attention_backward_scratch(s));
     attention_forward(s, buffers.view(), o.data(), lse.data(), scratch.data());
     std::vector<Real> dqn(in.qn.size()), dqr(in.qr.size()), dkv(in.kv.size()), dzk(in.zk.size(), Real(0));
-    attention_backward<Real>(
-        s, buffers.view(), lse.data(), as<Real>(d).data(),
-        {dqn.data(), dqr.data(), dkv.data(), dzk.data() + kRotaryColumn, zk_width(s), false}, scratch.data());
+    attention_backward<Real>(s, buffers.view(), lse.data(), as<Real>(d).data(),
+                             {dqn.data(), dqr.data(), dkv.data(), dzk.data() + kRotaryColumn, zk_width(s), false},
+                             scratch.data());
     for (const auto& part : {dqr, dkv, dzk}) dqn.insert(dqn.end(), part.begin(), part.end());
     return dqn;
   };

@@ -20,8 +20,7 @@ TYPED_TEST(Elementwise, gelu_equals_its_formula) {
   gelu<Real>(a.size(), a.data(), a.data());  // in place
   for (std::size_t i = 0; i < u.size(); ++i) {
     const double expected = gelu_of(u[i]);
-    ASSERT_NEAR(a[i], expected, (sizeof(Real) == 4 ? 3e-7 : 1e-15) * std::max(1.0, std::abs(expected)))
-        << u[i];
+    ASSERT_NEAR(a[i], expected, (sizeof(Real) == 4 ? 3e-7 : 1e-15) * std::max(1.0, std::abs(expected))) << u[i];
   }
 }
 

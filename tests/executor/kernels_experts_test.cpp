@@ -50,8 +50,7 @@ class Layer {
         w1_(as<Real>(rows(in.w1, F, C, first, n))),
         b1_(as<Real>(in.b1)) {
     std::vector<std::int32_t> scratch(routing_scratch(shape_));
-    route(shape_, scores_.data(),
-          Routing<Real>{choice_.data(), slot_.data(), gate_.data(), rows_.data(), f_.data()},
+    route(shape_, scores_.data(), Routing<Real>{choice_.data(), slot_.data(), gate_.data(), rows_.data(), f_.data()},
           RoutingStatistics{load_.data(), &dropped, &balance_}, scratch.data());
     combine_ = {.rows = {T, B, T, 0, kSequences.data()},
                 .experts = E,
@@ -79,11 +78,10 @@ class Layer {
 
   Gradients backward(const Values& d) {
     const std::vector<Real> dout = as<Real>(d);
-    auto masked = unwritten<Real>(kSlots * C), row_gate = unwritten<Real>(kSlots),
-         da = unwritten<Real>(kSlots * n_), dgate = unwritten<Real>(kTokens * k),
-         dscores = unwritten<Real>(kTokens * E), dw0 = unwritten<Real>(E * C * n_),
-         db0 = unwritten<Real>(E * n_), dw1 = unwritten<Real>(E * n_ * C), db1 = unwritten<Real>(E * C),
-         dpacked = unwritten<Real>(kSlots * C);
+    auto masked = unwritten<Real>(kSlots * C), row_gate = unwritten<Real>(kSlots), da = unwritten<Real>(kSlots * n_),
+         dgate = unwritten<Real>(kTokens * k), dscores = unwritten<Real>(kTokens * E),
+         dw0 = unwritten<Real>(E * C * n_), db0 = unwritten<Real>(E * n_), dw1 = unwritten<Real>(E * n_ * C),
+         db1 = unwritten<Real>(E * C), dpacked = unwritten<Real>(kSlots * C);
     combine_backward(combine_, dout.data(), masked.data(), row_gate.data());
     expert_gemm(experts_, Transpose::kYes, n_, C, masked.data(), C, w1_.data(), da.data(), n_);
     gate_gradient(combine_, n_, a_.data(), da.data(), masked.data(), b1_.data(), bias_scale_, dgate.data());
@@ -129,8 +127,7 @@ Values naive(const Inputs& in, double p) {
     const auto score = [&](std::int64_t t, int e) { return in.scores[(t * B + b) * E + e]; };
     for (int t = 0; t < T; ++t) {
       best[t] = {0, 1, 2};
-      std::stable_sort(best[t].begin(), best[t].end(),
-                       [&](int x, int y) { return score(t, x) > score(t, y); });
+      std::stable_sort(best[t].begin(), best[t].end(), [&](int x, int y) { return score(t, x) > score(t, y); });
       total[t] = score(t, best[t][0]) + score(t, best[t][1]);
       first_gate[t] = score(t, best[t][0]) / total[t];
       order.push_back(t);
@@ -150,8 +147,7 @@ Values naive(const Inputs& in, double p) {
         for (std::int64_t c = 0; c < C; ++c) {
           double y = in.b1[e * C + c], multiplier = 0;
           for (std::int64_t f = 0; f < F; ++f) y += a[f] * in.w1[(e * F + f) * C + c];
-          dropout_multipliers<double>({1, 2, 3, p}, ((kSequences[b] * T + t) * E + e) * C + c, 1,
-                                      &multiplier);
+          dropout_multipliers<double>({1, 2, 3, p}, ((kSequences[b] * T + t) * E + e) * C + c, 1, &multiplier);
           out[(t * B + b) * C + c] += score(t, e) / total[t] * multiplier * y;
         }
       }

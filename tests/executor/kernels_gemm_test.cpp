@@ -15,8 +15,7 @@ TYPED_TEST(Gemm, equals_the_triple_loop_for_every_transposition_and_leading_dime
   for (const Transpose ta : {Transpose::kNo, Transpose::kYes}) {
     for (const Transpose tb : {Transpose::kNo, Transpose::kYes}) {
       for (const double beta : {0.0, 1.0, -0.5}) {
-        const std::int64_t lda = (ta == Transpose::kYes ? m : k) + pad,
-                           ldb = (tb == Transpose::kYes ? k : n) + pad;
+        const std::int64_t lda = (ta == Transpose::kYes ? m : k) + pad, ldb = (tb == Transpose::kYes ? k : n) + pad;
         const std::int64_t ldc = n + pad;
         const Values a = stored<Real>(random_values((ta == Transpose::kYes ? k : m) * lda, 1));
         const Values b = stored<Real>(random_values((tb == Transpose::kYes ? n : k) * ldb, 2));
@@ -33,8 +32,8 @@ TYPED_TEST(Gemm, equals_the_triple_loop_for_every_transposition_and_leading_dime
           }
         }
         const std::int64_t before = flop_count();
-        gemm<Real>(ta, tb, m, n, k, 0.75, as<Real>(a).data(), lda, as<Real>(b).data(), ldb,
-                   static_cast<Real>(beta), actual.data(), ldc);
+        gemm<Real>(ta, tb, m, n, k, 0.75, as<Real>(a).data(), lda, as<Real>(b).data(), ldb, static_cast<Real>(beta),
+                   actual.data(), ldc);
         expect_close(actual, c);
         EXPECT_EQ(flop_count() - before, 2 * m * n * k);
       }

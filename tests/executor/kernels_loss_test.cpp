@@ -41,8 +41,7 @@ TYPED_TEST(Loss, of_cross_entropy_equals_the_formula_with_and_without_gradient) 
   const double tolerance = sizeof(Real) == 4 ? 1e-5 : 1e-12, expected = naive_cross_entropy(logits);
   EXPECT_NEAR(cross_entropy(kRows, V, kTargets.data(), in_place.data()), expected, tolerance);
   EXPECT_EQ(in_place, as<Real>(logits));
-  EXPECT_NEAR(cross_entropy_backward<Real>(kRows, V, kTargets.data(), 0.5, in_place.data()), expected,
-              tolerance);
+  EXPECT_NEAR(cross_entropy_backward<Real>(kRows, V, kTargets.data(), 0.5, in_place.data()), expected, tolerance);
   expect_gradient([](const Values& at) { return 0.5 * naive_cross_entropy(at); }, logits,
                   Values(in_place.begin(), in_place.end()), sizeof(Real) == 4 ? 1e-6 : 1e-8);
 }
@@ -60,18 +59,17 @@ TEST(CrossEntropy, of_huge_logits_does_not_overflow) {
 
 TYPED_TEST(Loss, of_the_head_and_its_gradients_do_not_depend_on_the_chunk) {
   using Real = TypeParam;
-  const Values x = stored<Real>(random_values(kRows * C, 2)),
-               table = stored<Real>(random_values(V * C, 3, -2, 2));
+  const Values x = stored<Real>(random_values(kRows * C, 2)), table = stored<Real>(random_values(V * C, 3, -2, 2));
   const std::vector<Real> x_r = as<Real>(x), table_r = as<Real>(table);
   const Values logits = naive_logits(x, table);
   for (const std::int64_t chunk : {1, 3, 7, 100}) {
     auto scratch = unwritten<Real>(lm_head_scratch(kRows, V, chunk)), dx = unwritten<Real>(kRows * C),
          dtable = unwritten<Real>(V * C);
     Values seen(kRows * V);
-    const std::function<void(std::int64_t, std::int64_t, const Real*)> hook =
-        [&](std::int64_t first, std::int64_t rows, const Real* chunk_logits) {
-          std::copy(chunk_logits, chunk_logits + rows * V, seen.begin() + first * V);
-        };
+    const std::function<void(std::int64_t, std::int64_t, const Real*)> hook = [&](std::int64_t first, std::int64_t rows,
+                                                                                  const Real* chunk_logits) {
+      std::copy(chunk_logits, chunk_logits + rows * V, seen.begin() + first * V);
+    };
     LmHead<Real> head{.rows = kRows,
                       .width = C,
                       .vocabulary = V,
@@ -135,8 +133,8 @@ TYPED_TEST(Loss, steps_of_adamw_follow_the_formulas) {
       const double mh = m[i] / (1 - std::pow(.9, t + 1)), vh = v[i] / (1 - std::pow(.999, t + 1));
       theta[i] -= lr * (mh / (std::sqrt(vh) + 1e-8) + 1e-4 * theta[i]);
     }
-    adamw<Real>({.step = t, .learning_rate = lr, .gradient_factor = clip}, n, as<Real>(g).data(),
-                theta_r.data(), m_r.data(), v_r.data());
+    adamw<Real>({.step = t, .learning_rate = lr, .gradient_factor = clip}, n, as<Real>(g).data(), theta_r.data(),
+                m_r.data(), v_r.data());
     expect_close(theta_r, theta, sizeof(Real) == 4 ? 1e-6 : 1e-14);
     expect_close(m_r, m, sizeof(Real) == 4 ? 1e-6 : 1e-14);
     expect_close(v_r, v, sizeof(Real) == 4 ? 1e-6 : 1e-14);

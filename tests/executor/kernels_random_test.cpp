@@ -26,8 +26,8 @@ TEST(Philox, words_in_bulk_are_those_of_single_blocks_wherever_they_start) {
       philox_words(key, 7, 8, first, n, words.data());
       for (std::int64_t i = 0; i < n; ++i) {
         const std::uint64_t at = first + i, block = at / 4;
-        const PhiloxCounter counter = {static_cast<std::uint32_t>(block),
-                                       static_cast<std::uint32_t>(block >> 32), 7, 8};
+        const PhiloxCounter counter = {static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32), 7,
+                                       8};
         ASSERT_EQ(words[i], philox(counter, key)[at % 4]) << first << " + " << i;
       }
     }
@@ -89,10 +89,8 @@ TYPED_TEST(ResidualKernel, adds_the_dropped_out_branch_by_global_element) {
   using Real = TypeParam;
   const std::int64_t Tl = 3, B = 2, C = 300, T = 12, offset = 6, chunks = 2;
   const std::vector<std::int64_t> sequences = {5, 1};
-  const Values x = stored<Real>(random_values(Tl * B * C, 1)),
-               in = stored<Real>(random_values(Tl * B * C, 2)),
-               bias = stored<Real>(random_values(chunks * C, 3)),
-               dout = stored<Real>(random_values(Tl * B * C, 4));
+  const Values x = stored<Real>(random_values(Tl * B * C, 1)), in = stored<Real>(random_values(Tl * B * C, 2)),
+               bias = stored<Real>(random_values(chunks * C, 3)), dout = stored<Real>(random_values(Tl * B * C, 4));
   for (const double p : {0.0, 0.3}) {
     const std::vector<Real> bias_r = as<Real>(bias);
     const Residual<Real> place{.rows = {Tl, B, T, offset, sequences.data()},
@@ -130,12 +128,11 @@ TYPED_TEST(ResidualKernel, of_a_part_of_the_sequence_is_the_part_of_the_whole) {
   using Real = TypeParam;
   const std::int64_t T = 6, B = 2, C = 10;
   const std::vector<std::int64_t> sequences = {3, 4};
-  const std::vector<Real> x = as<Real>(random_values(T * B * C, 1)),
-                          in = as<Real>(random_values(T * B * C, 2));
+  const std::vector<Real> x = as<Real>(random_values(T * B * C, 1)), in = as<Real>(random_values(T * B * C, 2));
   const Dropout dropout{1, 1, 1, 0.5};
   auto whole = unwritten<Real>(T * B * C), parts = unwritten<Real>(T * B * C);
-  residual<Real>({.rows = {T, B, T, 0, sequences.data()}, .width = C, .dropout = dropout}, x.data(),
-                 in.data(), whole.data());
+  residual<Real>({.rows = {T, B, T, 0, sequences.data()}, .width = C, .dropout = dropout}, x.data(), in.data(),
+                 whole.data());
   for (std::int64_t t = 0; t < T; t += 2) {
     const std::int64_t at = t * B * C;
     residual<Real>({.rows = {2, B, T, t, sequences.data()}, .width = C, .dropout = dropout}, x.data() + at,

@@ -47,9 +47,7 @@ struct Transcription {
   int dropped = 0;
 };
 Transcription transcribe(const RoutingShape& s, const Values& scores, std::int64_t b) {
-  const auto score = [&](std::int64_t t, std::int64_t e) {
-    return scores[(t * s.sequences + b) * s.experts + e];
-  };
+  const auto score = [&](std::int64_t t, std::int64_t e) { return scores[(t * s.sequences + b) * s.experts + e]; };
   Transcription out;
   for (std::int64_t t = 0; t < s.tokens; ++t) {
     std::vector<int> experts(s.experts);
@@ -110,8 +108,7 @@ void expect_follows_the_text(const RoutingShape& s, const Values& scores) {
           ASSERT_EQ(actual.slot[at], -1);
       }
     }
-    for (std::int64_t e = 0; e < s.experts;
-         ++e) {  // packed: this sequence's rows follow those of the sequences before
+    for (std::int64_t e = 0; e < s.experts; ++e) {  // packed: this sequence's rows follow those of the sequences before
       std::sort(slots[e].begin(), slots[e].end());
       for (const int slot : slots[e]) ASSERT_EQ(slot, e * s.row_capacity() + rows[e]++);
       EXPECT_NEAR(actual.fraction[b * s.experts + e], expected.f[e], 1e-6);
@@ -217,8 +214,7 @@ TEST(ReplayRouting, of_a_record_gives_the_same_assignments_and_gates_of_the_new_
                  moved.scratch.data());
   EXPECT_EQ(moved.slot, same.slot);
   for (std::int64_t row = 0; row < 40; ++row) {
-    const double first = other[row * 5 + moved.choice[2 * row]],
-                 second = other[row * 5 + moved.choice[2 * row + 1]];
+    const double first = other[row * 5 + moved.choice[2 * row]], second = other[row * 5 + moved.choice[2 * row + 1]];
     EXPECT_DOUBLE_EQ(moved.gate[2 * row], first / (first + second));
   }
 }
@@ -229,8 +225,7 @@ TEST(RoutingBackward, is_the_derivative_of_the_gates) {
   const Routed<double> out = routed<double>(s, scores);
   auto dscores = unwritten<double>(40);
   routing_backward(s, scores.data(), out.choice.data(), out.gate.data(), dgate.data(), dscores.data());
-  expect_gradient([&](const Values& at) { return inner(routed<double>(s, at).gate, dgate); }, scores,
-                  dscores);
+  expect_gradient([&](const Values& at) { return inner(routed<double>(s, at).gate, dgate); }, scores, dscores);
 }
 
 TEST(BalanceBackward, is_the_derivative_of_the_balance_and_can_be_cut_along_the_sequence) {
@@ -240,8 +235,7 @@ TEST(BalanceBackward, is_the_derivative_of_the_balance_and_can_be_cut_along_the_
   const Routed<double> out = routed<double>(s, scores);
   Values dscores(scores.size(), 1.0);
   for (const std::int64_t first : {0, 2, 4}) {
-    balance_backward(s, 2, scores.data() + first * B * E, out.fraction.data(), 0.3,
-                     dscores.data() + first * B * E);
+    balance_backward(s, 2, scores.data() + first * B * E, out.fraction.data(), 0.3, dscores.data() + first * B * E);
   }
   for (double& v : dscores) v -= 1;
   expect_gradient([&](const Values& at) { return 0.3 * routed<double>(s, at).balance; }, scores, dscores);

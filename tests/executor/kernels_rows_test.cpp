@@ -22,16 +22,14 @@ TYPED_TEST(Rows, rms_norm_equals_its_formula_and_can_be_reapplied) {
       double squares = 0;
       for (std::int64_t c = 0; c < C; ++c) squares += x[r * C + c] * x[r * C + c];
       expected_rstd[r] = 1 / std::sqrt(squares / C + 1e-6);
-      for (std::int64_t c = 0; c < C; ++c)
-        expected[r * C + c] = x[r * C + c] * expected_rstd[r] * gamma[c] + beta[c];
+      for (std::int64_t c = 0; c < C; ++c) expected[r * C + c] = x[r * C + c] * expected_rstd[r] * gamma[c] + beta[c];
     }
     auto y = unwritten<Real>(rows * C), again = unwritten<Real>(rows * C), rstd = unwritten<Real>(rows);
-    rms_norm<Real>(rows, C, as<Real>(x).data(), as<Real>(gamma).data(), as<Real>(beta).data(), y.data(),
-                   rstd.data());
+    rms_norm<Real>(rows, C, as<Real>(x).data(), as<Real>(gamma).data(), as<Real>(beta).data(), y.data(), rstd.data());
     expect_close(y, expected);
     expect_close(rstd, expected_rstd);
-    rms_norm_apply<Real>(rows, C, as<Real>(x).data(), rstd.data(), as<Real>(gamma).data(),
-                         as<Real>(beta).data(), again.data());
+    rms_norm_apply<Real>(rows, C, as<Real>(x).data(), rstd.data(), as<Real>(gamma).data(), as<Real>(beta).data(),
+                         again.data());
     EXPECT_EQ(again, y);
   }
 }
@@ -62,10 +60,10 @@ TYPED_TEST(Rows, rms_norm_backward_is_the_derivative) {
   for (std::int64_t i = 0; i < rows * C; ++i) added[i] = dx[i] - before[i];
   const double tolerance = sizeof(Real) == 4 ? 1e-5 : 1e-7;
   expect_gradient([&](const Values& at) { return loss(at, gamma, beta); }, x, added, tolerance);
-  expect_gradient([&](const Values& at) { return loss(x, at, beta); }, gamma,
-                  Values(dgamma.begin(), dgamma.end()), tolerance);
-  expect_gradient([&](const Values& at) { return loss(x, gamma, at); }, beta,
-                  Values(dbeta.begin(), dbeta.end()), tolerance);
+  expect_gradient([&](const Values& at) { return loss(x, at, beta); }, gamma, Values(dgamma.begin(), dgamma.end()),
+                  tolerance);
+  expect_gradient([&](const Values& at) { return loss(x, gamma, at); }, beta, Values(dbeta.begin(), dbeta.end()),
+                  tolerance);
 
   gradients.accumulate_dx = false;  // now the other way round: dx overwritten, dgamma and dbeta doubled
   gradients.accumulate_parameters = true;

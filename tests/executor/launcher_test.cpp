@@ -78,13 +78,11 @@ TEST(Launcher, without_mpirun_the_message_names_the_package) {
 }
 
 TEST(Launcher, starts_as_many_processes_as_asked_and_returns_the_exit_code_of_one_that_failed) {
-  const auto folder =
-      std::filesystem::temp_directory_path() / ("meshwright-launch-" + std::to_string(getpid()));
+  const auto folder = std::filesystem::temp_directory_path() / ("meshwright-launch-" + std::to_string(getpid()));
   std::filesystem::create_directories(folder);
   // Each rank leaves a file with its number, which is under mpirun with the environment that a rank sees; no
   // shell meets the words of the command on the way, so that "$0 ; exit 9" is only a word.
-  const std::string script =
-      "touch \"$1/$OMPI_COMM_WORLD_RANK-of-$OMPI_COMM_WORLD_SIZE-omp$OMP_NUM_THREADS\"";
+  const std::string script = "touch \"$1/$OMPI_COMM_WORLD_RANK-of-$OMPI_COMM_WORLD_SIZE-omp$OMP_NUM_THREADS\"";
   EXPECT_EQ(run_ranks(3, {"/bin/sh", "-c", script, "$0 ; exit 9", folder.string()}), 0);
   for (const char* file : {"0-of-3-omp1", "1-of-3-omp1", "2-of-3-omp1"})
     EXPECT_TRUE(std::filesystem::exists(folder / file));
@@ -95,8 +93,7 @@ TEST(Launcher, starts_as_many_processes_as_asked_and_returns_the_exit_code_of_on
 TEST(Launcher, own_command_is_the_running_executable_with_its_arguments) {
   const char* argv[] = {"some name", "run", "--json"};
   const auto command = own_command(3, argv);
-  EXPECT_EQ(std::filesystem::path(command[0]).filename(),
-            std::filesystem::read_symlink("/proc/self/exe").filename());
+  EXPECT_EQ(std::filesystem::path(command[0]).filename(), std::filesystem::read_symlink("/proc/self/exe").filename());
   EXPECT_THAT(std::vector(command.begin() + 1, command.end()), ElementsAre("run", "--json"));
   EXPECT_GE(available_cores(), 1);
 }

@@ -86,8 +86,7 @@ class Collectives : public testing::Test {};
 using Reals = testing::Types<float, double>;
 TYPED_TEST_SUITE(Collectives, Reals);
 
-TYPED_TEST(Collectives,
-           all_gather_puts_the_ranks_parts_one_after_another_and_sends_n_times_p_minus_1_over_p) {
+TYPED_TEST(Collectives, all_gather_puts_the_ranks_parts_one_after_another_and_sends_n_times_p_minus_1_over_p) {
   using T = TypeParam;
   for_each_size([](MPI_Comm comm, int p, int r) {
     for (const std::size_t chunk : {1, 7, 1000, 140'000}) {
@@ -100,8 +99,7 @@ TYPED_TEST(Collectives,
       ring_all_gather<T>(comm, std::span<const T>(in_place).subspan(r * chunk, chunk), in_place);
       for (int q = 0; q < p; ++q) {
         const std::vector<T> part = values_of<T>(q, chunk);
-        EXPECT_TRUE(same_bits<T>(part, std::span<const T>(gathered).subspan(q * chunk, chunk)))
-            << "part of rank " << q;
+        EXPECT_TRUE(same_bits<T>(part, std::span<const T>(gathered).subspan(q * chunk, chunk))) << "part of rank " << q;
       }
       EXPECT_TRUE(same_bits<T>(gathered, in_place));
     }
@@ -145,8 +143,7 @@ TYPED_TEST(Collectives, reduce_scatter_leaves_the_sum_of_chunk_r_on_rank_r_and_o
   });
 }
 
-TYPED_TEST(Collectives,
-           ring_all_reduce_gives_all_ranks_the_same_bits_and_sends_twice_n_times_p_minus_1_over_p) {
+TYPED_TEST(Collectives, ring_all_reduce_gives_all_ranks_the_same_bits_and_sends_twice_n_times_p_minus_1_over_p) {
   using T = TypeParam;
   for_each_size([](MPI_Comm comm, int p, int r) {
     for (const std::size_t chunk : {1, 5, 1000, 140'000}) {

@@ -2,6 +2,9 @@
 // predicts are those that the executor counts (at its kernels, at MPI's profiling layer, at its arena).
 #include <gtest/gtest.h>
 
+#include <array>
+#include <set>
+
 #include "model/program/op_work.h"
 #include "model/program/verifier.h"
 #include "sim/simulate.h"
@@ -20,34 +23,60 @@ class UnitCost final : public CostModel {
 
 TrainingCase small_case() {
   TrainingCase c;
-  c.model = jaxformer("small", {.model_dimension = 24, .vocab_size = 37, .n_head = 4, .blocks = 4, .layers_per_block = 2,
-                                .latent_dim = 6, .dhR = 4, .dropout_rate = 0.1, .k = 2, .n_experts = 4, .n_shared = 1, .capacity_factor = 1.25},
+  c.model = jaxformer("small",
+                      {.model_dimension = 24,
+                       .vocab_size = 37,
+                       .n_head = 4,
+                       .blocks = 4,
+                       .layers_per_block = 2,
+                       .latent_dim = 6,
+                       .dhR = 4,
+                       .dropout_rate = 0.1,
+                       .k = 2,
+                       .n_experts = 4,
+                       .n_shared = 1,
+                       .capacity_factor = 1.25},
                       0.01);
   c.shape = {.sequences = 16, .tokens = 8};
-  c.input = [](std::int64_t s, std::int64_t q, std::int64_t t) { return static_cast<std::int32_t>((s * 7 + q * 11 + t * 5) % 37); };
+  c.input = [](std::int64_t s, std::int64_t q, std::int64_t t) {
+    return static_cast<std::int32_t>((s * 7 + q * 11 + t * 5) % 37);
+  };
   c.target = c.input;
   return c;
 }
 
-// Meshes of 1 to 16 ranks, with every stage of FSDP, both schedules, both ways of recomputing.
+// Every legal mesh of 1 to `most_ranks` ranks with both schedules; FSDP, microbatches and recomputation take turns of
+// coprime lengths, so that every pair of choices stands together, and 1F1B reaches its steady state.
 std::vector<Plan> plans(int most_ranks) {
   std::vector<Plan> all;
+  const TrainingCase c = small_case();
   int turn = 0;
   for (int ranks = 1; ranks <= most_ranks; ++ranks)
     for (int dp = 1; dp <= ranks; ++dp)
-      for (int pp = 1; dp * pp <= ranks; ++pp) {
-        if (ranks % (dp * pp)) continue;
-        Plan plan{.mesh = {dp, pp, ranks / dp / pp}, .fsdp = dp > 1 ? turn % 4 : 0};
-        plan.microbatches = turn % 3 ? 2 : 1;
-        plan.schedule = turn / 2 % 2 ? Schedule::kGPipe : Schedule::k1F1B;
-        plan.recompute = turn / 4 % 2 ? Recompute::kFull : Recompute::kNone;
-        while (plan.microbatches > 1 && 16 / dp % plan.microbatches) --plan.microbatches;
-        const TrainingCase c = small_case();
-        if (!illegalities(c.model, c.shape, plan).empty()) continue;
-        ++turn;
-        all.push_back(plan);
-      }
+      for (int pp = 1; dp * pp <= ranks; ++pp)
+        for (const Schedule schedule : {Schedule::k1F1B, Schedule::kGPipe}) {
+          if (ranks % (dp * pp)) continue;
+          Plan plan{.mesh = {dp, pp, ranks / dp / pp}, .fsdp = dp > 1 ? (turn / 2 + turn) % 4 : 0};
+          plan.schedule = schedule;
+          plan.microbatches = std::array{1, 2, 4, 8, 16}[static_cast<std::size_t>(turn % 5)];
+          while (16 / dp % plan.microbatches) plan.microbatches /= 2;
+          plan.recompute = turn % 3 == 1 ? Recompute::kFull : Recompute::kNone;
+          if (!illegalities(c.model, c.shape, plan).empty()) continue;
+          ++turn;
+          all.push_back(plan);
+        }
   return all;
+}
+
+TEST(Equalities, TheGridHasEveryPairOfFsdpStageAndScheduleAndMoreMicrobatchesThanStages) {
+  std::set<std::pair<int, Schedule>> pairs;
+  bool steady = false;
+  for (const Plan& plan : plans(16)) {
+    if (plan.mesh.dp > 1) pairs.insert({plan.fsdp, plan.schedule});
+    steady |= plan.schedule == Schedule::k1F1B && plan.mesh.pp > 1 && plan.microbatches > plan.mesh.pp;
+  }
+  EXPECT_EQ(pairs.size(), 8u);
+  EXPECT_TRUE(steady);
 }
 
 TEST(Equalities, FlopsBytesAndPeakMemoryOfEveryRankAreWhatTheSimulatorPredicts) {

@@ -51,15 +51,25 @@ struct Golden {
 
   TrainingCase training_case(bool train, DType dtype) const {
     TrainingCase c;
-    const JaxformerDimensions d{.model_dimension = config["C"], .vocab_size = config["V"], .n_head = config["n_head"],
-                                .blocks = blocks, .layers_per_block = layers_per_block, .latent_dim = config["latent_dim"],
-                                .dhR = config["dhR"], .dropout_rate = config["dropout_rate"], .k = config["k"],
-                                .n_experts = config["n_experts"], .n_shared = config["n_shared"],
+    const JaxformerDimensions d{.model_dimension = config["C"],
+                                .vocab_size = config["V"],
+                                .n_head = config["n_head"],
+                                .blocks = blocks,
+                                .layers_per_block = layers_per_block,
+                                .latent_dim = config["latent_dim"],
+                                .dhR = config["dhR"],
+                                .dropout_rate = config["dropout_rate"],
+                                .k = config["k"],
+                                .n_experts = config["n_experts"],
+                                .n_shared = config["n_shared"],
                                 .capacity_factor = config["capacity_factor"]};
     c.model = jaxformer("golden", d, config["alpha"]);
-    c.shape = {config["microbatches"].get<std::int64_t>() * config["batch_per_microbatch_global"].get<std::int64_t>(), tokens, dtype, train};
+    c.shape = {config["microbatches"].get<std::int64_t>() * config["batch_per_microbatch_global"].get<std::int64_t>(),
+               tokens, dtype, train};
     const std::uint64_t vocab = config["V"];
-    const auto stream = [vocab](std::int64_t i) { return static_cast<std::int32_t>(splitmix((999ULL << 32) | static_cast<std::uint64_t>(i)) % vocab); };
+    const auto stream = [vocab](std::int64_t i) {
+      return static_cast<std::int32_t>(splitmix((999ULL << 32) | static_cast<std::uint64_t>(i)) % vocab);
+    };
     c.input = [stream, t0 = tokens](std::int64_t, std::int64_t q, std::int64_t t) { return stream(q * t0 + t); };
     c.target = [stream, t0 = tokens](std::int64_t, std::int64_t q, std::int64_t t) { return stream(q * t0 + t + 1); };
     return c;
@@ -107,7 +117,8 @@ void expect_golden(bool train, double tolerance) {
     for (const Parameter& p : set.parameters) places.push_back(golden.place(p.name, elements(p.shape)));
     executor.load_parameters([&](int parameter, std::int64_t first, std::int64_t n, Real* out) {
       const auto& [entry, begin] = places[static_cast<std::size_t>(parameter)];
-      for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<Real>(fill_value(*entry, begin + static_cast<std::uint64_t>(first + i)));
+      for (std::int64_t i = 0; i < n; ++i)
+        out[i] = static_cast<Real>(fill_value(*entry, begin + static_cast<std::uint64_t>(first + i)));
     });
 
     // sum, sum of squares, and the four logits at either end of the step's logits (sequence, token, class).
@@ -119,13 +130,15 @@ void expect_golden(bool train, double tolerance) {
       if (first == 0) ++microbatch;
       for (std::int64_t r = 0; r < rows; ++r) {
         const std::int64_t t = at.tp * own + (first + r) / set.step.microbatch;
-        const std::int64_t q = (static_cast<std::int64_t>(microbatch) * plan.mesh.dp + at.dp) * set.step.microbatch + (first + r) % set.step.microbatch;
+        const std::int64_t q = (static_cast<std::int64_t>(microbatch) * plan.mesh.dp + at.dp) * set.step.microbatch +
+                               (first + r) % set.step.microbatch;
         for (std::int64_t v = 0; v < vocab; ++v) {
           const double value = static_cast<double>(x[r * vocab + v]);
           logits[0] += value;
           logits[1] += value * value;
           if (q == 0 && t == 0 && v < 4) logits[2 + static_cast<std::size_t>(v)] = value;
-          if (q == c.shape.sequences - 1 && t == c.shape.tokens - 1 && v >= vocab - 4) logits[6 + static_cast<std::size_t>(v - (vocab - 4))] = value;
+          if (q == c.shape.sequences - 1 && t == c.shape.tokens - 1 && v >= vocab - 4)
+            logits[6 + static_cast<std::size_t>(v - (vocab - 4))] = value;
         }
       }
     };
@@ -136,13 +149,16 @@ void expect_golden(bool train, double tolerance) {
     const auto near = [&](double value, double reference, double scale, const std::string& what) {
       EXPECT_NEAR(value, reference, tolerance * scale) << what;
     };
-    for (const auto& [value, key] : {std::pair{r.loss, "loss"}, {r.cross_entropy, "loss_cross"}, {r.balance, "loss_balance"}})
+    for (const auto& [value, key] :
+         {std::pair{r.loss, "loss"}, {r.cross_entropy, "loss_cross"}, {r.balance, "loss_balance"}})
       near(value, expected[key], expected[key], key);
     EXPECT_EQ(std::llround(r.dropped), expected["dropped_assignments"].get<std::int64_t>());
     ASSERT_EQ(r.load.size(), expected["tokens_per_expert"].size());
-    for (std::size_t e = 0; e < r.load.size(); ++e) near(r.load[e], expected["tokens_per_expert"][e], 1, "load of expert " + std::to_string(e));
+    for (std::size_t e = 0; e < r.load.size(); ++e)
+      near(r.load[e], expected["tokens_per_expert"][e], 1, "load of expert " + std::to_string(e));
     near(r.gradient_norm, expected["grad_global_norm"], expected["grad_global_norm"], "global norm");
-    const double count = static_cast<double>(c.shape.sequences * c.shape.tokens * vocab), square = expected["logits"]["sumsq"];
+    const double count = static_cast<double>(c.shape.sequences * c.shape.tokens * vocab),
+                 square = expected["logits"]["sumsq"];
     near(logits[0], expected["logits"]["sum"], std::sqrt(square * count), "sum of logits");
     near(logits[1], square, square, "sum of squared logits");
     for (std::size_t i = 0; i < 4; ++i) {
@@ -154,7 +170,8 @@ void expect_golden(bool train, double tolerance) {
       for (std::size_t p = 0; p < set.parameters.size(); ++p)
         if ((*places[p].entry)["name"] == name) {
           stacked.resize(std::max(stacked.size(), places[p].first + gradients[p].size()));
-          std::copy(gradients[p].begin(), gradients[p].end(), stacked.begin() + static_cast<std::ptrdiff_t>(places[p].first));
+          std::copy(gradients[p].begin(), gradients[p].end(),
+                    stacked.begin() + static_cast<std::ptrdiff_t>(places[p].first));
         }
       double sum = 0, squares = 0;
       for (const double x : stacked) {
@@ -177,7 +194,10 @@ TEST(Golden, OnEveryLegalMeshOfUpTo8RanksEvaluationInF32EqualsJaxformerTo1em4) {
 TEST(Golden, TheOptimizerFollowsTheTraceTo1em12) {
   const json trace = Golden().file["optimizer"];
   const json& s = trace["schedule"];
-  const LrSchedule schedule{.max_lr = s["peak"], .min_lr = s["init"], .end_lr = s["end"], .warmup_steps = s["warmup_steps"],
+  const LrSchedule schedule{.max_lr = s["peak"],
+                            .min_lr = s["init"],
+                            .end_lr = s["end"],
+                            .warmup_steps = s["warmup_steps"],
                             .end_steps = s["decay_steps"]};
   std::vector<double> params = trace["start"], m(params.size()), v(params.size());
   for (const json& step : trace["steps"]) {

@@ -90,8 +90,7 @@ TEST(Rank0First, the_others_start_when_rank_0_has_finished_or_failed) {
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Win window = MPI_WIN_NULL;
   int* made = nullptr;  // lies on rank 0, seen by all
-  MPI_Win_allocate_shared(rank == 0 ? sizeof(int) : 0, sizeof(int), MPI_INFO_NULL, MPI_COMM_WORLD, &made,
-                          &window);
+  MPI_Win_allocate_shared(rank == 0 ? sizeof(int) : 0, sizeof(int), MPI_INFO_NULL, MPI_COMM_WORLD, &made, &window);
   MPI_Aint size = 0;
   int unit = 0;
   MPI_Win_shared_query(window, 0, &size, &unit, &made);

@@ -17,8 +17,8 @@ class FailuresOfRank : public testing::EmptyTestEventListener {
   void OnTestPartResult(const testing::TestPartResult& result) override {
     if (!result.failed()) return;
     std::fprintf(stderr, "[rank %d] %s.%s\n%s:%d: %s\n", rank_, test_ ? test_->test_suite_name() : "",
-                 test_ ? test_->name() : "set-up", result.file_name() ? result.file_name() : "?",
-                 result.line_number(), result.message());
+                 test_ ? test_->name() : "set-up", result.file_name() ? result.file_name() : "?", result.line_number(),
+                 result.message());
   }
 
  private:

@@ -50,7 +50,8 @@ inline std::function<void(int, std::int32_t*, std::int32_t*)> token_filler(const
     const std::int64_t own = step.tokens / mesh.shape().tp, first = mesh.coordinates().tp * own;
     for (std::int64_t t = 0; t < own; ++t)
       for (std::int64_t b = 0; b < step.microbatch; ++b) {
-        const std::int64_t q = (static_cast<std::int64_t>(m) * mesh.shape().dp + mesh.coordinates().dp) * step.microbatch + b;
+        const std::int64_t q =
+            (static_cast<std::int64_t>(m) * mesh.shape().dp + mesh.coordinates().dp) * step.microbatch + b;
         *inputs++ = c.input(number, q, first + t);
         *targets++ = c.target(number, q, first + t);
       }

@@ -13,9 +13,7 @@
 namespace meshwright {
 namespace {
 
-TrainingConfig published() {
-  return read_config(std::filesystem::path(REPOSITORY "/configs/jaxformer-moe1b.json"));
-}
+TrainingConfig published() { return read_config(std::filesystem::path(REPOSITORY "/configs/jaxformer-moe1b.json")); }
 
 // The checked entry of seed_numbers.json with this id.
 nlohmann::json seed(const std::string& id) {
@@ -85,9 +83,7 @@ TEST(Parameters, UntiedGatedGroupedQueryLayersAreCountedToo) {
       .width = 8,
       .layers = {{.norm = NormKind::kRmsNormWithShift,
                   .attention = MhaSpec{.heads = 4, .kv_heads = 2, .head_dim = 2, .bias = false},
-                  .ffn =
-                      DenseFfnSpec{
-                          .hidden = 6, .activation = Activation::kSilu, .gated = true, .bias = false}}},
+                  .ffn = DenseFfnSpec{.hidden = 6, .activation = Activation::kSilu, .gated = true, .bias = false}}},
       .tied_embedding = false};
   EXPECT_EQ(count_parameters(model).active(), 128 + 64 + 144 + 32);
   EXPECT_EQ(count_parameters(model).total(), 128 + 64 + 144 + 32 + 2 * 10 * 8 + 2 * 8);
@@ -120,10 +116,8 @@ TEST(Parameters, AreListedInOrderWithShapeAndInitialisation) {
                                      .n_experts = 4,
                                      .n_shared = 2},
                                     0.01);
-  const std::map<Init, std::string> init{{Init::kOnes, "1"},
-                                         {Init::kZeros, "0"},
-                                         {Init::kNormal, "normal"},
-                                         {Init::kTruncatedNormal, "truncated"}};
+  const std::map<Init, std::string> init{
+      {Init::kOnes, "1"}, {Init::kZeros, "0"}, {Init::kNormal, "normal"}, {Init::kTruncatedNormal, "truncated"}};
   std::string text;
   for (const ParameterSpec& p : parameters(model)) {
     text += fmt::format("{} {} {}{}\n", p.name, to_string(p.shape), init.at(p.init),
@@ -222,10 +216,8 @@ TEST(Flops, KernelsOfThePublishedModelPerTokenMatchTheSeedsMultiplyAdds) {
   const LayerFlops dense = layer_forward_flops(config.model.layers.at(0), C, T);
   const LayerFlops moe = layer_forward_flops(config.model.layers.at(5), C, T);
   EXPECT_EQ(5 * (dense.projections + dense.ffn).value, 2 * T * block.at("dense_layers").get<std::int64_t>());
-  EXPECT_EQ((5 * dense.scores.value + moe.scores.value) * 2,
-            2 * T * block.at("attention").get<std::int64_t>());
-  EXPECT_EQ((moe.projections + moe.router).value,
-            2 * T * block.at("moe_layer_mla_router").get<std::int64_t>());
+  EXPECT_EQ((5 * dense.scores.value + moe.scores.value) * 2, 2 * T * block.at("attention").get<std::int64_t>());
+  EXPECT_EQ((moe.projections + moe.router).value, 2 * T * block.at("moe_layer_mla_router").get<std::int64_t>());
   EXPECT_EQ(moe.shared.value, 2 * T * block.at("shared_dead").get<std::int64_t>());
   EXPECT_EQ(logits_forward_flops(config.model, T).value, 2 * T * want.at("logits").get<std::int64_t>());
 }
@@ -233,8 +225,7 @@ TEST(Flops, KernelsOfThePublishedModelPerTokenMatchTheSeedsMultiplyAdds) {
 TEST(Flops, ExpertsCountTheChoicesOfATokenNotTheSlots) {
   // k=2 choices of 768 -> 3072 -> 768: 2 * 2 * (2 * 768 * 3072) a token
   const TrainingConfig config = published();
-  EXPECT_EQ(layer_forward_flops(config.model.layers.at(5), 768, 1024).experts.value,
-            1024LL * 2 * 2 * 2 * 768 * 3072);
+  EXPECT_EQ(layer_forward_flops(config.model.layers.at(5), 768, 1024).experts.value, 1024LL * 2 * 2 * 2 * 768 * 3072);
 }
 
 TEST(Flops, StepIsThreeTimesTheForwardOfAllItsSequences) {

@@ -94,8 +94,7 @@ TEST(Config, LearningRatesAreThoseOfTheGoldenOptimizerTrace) {
                             .warmup_steps = rule.at("warmup_steps"),
                             .end_steps = rule.at("decay_steps")};
   for (const nlohmann::json& step : trace.at("steps")) {
-    EXPECT_NEAR(learning_rate(schedule, step.at("step")), step.at("lr").get<double>(), 1e-15)
-        << step.at("step");
+    EXPECT_NEAR(learning_rate(schedule, step.at("step")), step.at("lr").get<double>(), 1e-15) << step.at("step");
   }
 }
 
@@ -168,13 +167,12 @@ TEST(Config, SetTakesJsonOrElseAString) {
 
 TEST(Config, NotesNameWhatPointsElsewhereOnce) {
   const TrainingConfig config = read_config(kPublished);
-  EXPECT_THAT(
-      config.notes,
-      ::testing::ElementsAre(
-          AllOf(HasSubstr("model_config.model_dtype"), HasSubstr("bfloat16"), HasSubstr("f32 for now")),
-          AllOf(HasSubstr("data_config.bucket_name"), HasSubstr("350bt_gpt4"), HasSubstr("--data")),
-          AllOf(HasSubstr("output_dir"), HasSubstr("gs://results_jaxformer/"), HasSubstr("runs/moe1B")),
-          HasSubstr("wandb = true")));
+  EXPECT_THAT(config.notes,
+              ::testing::ElementsAre(
+                  AllOf(HasSubstr("model_config.model_dtype"), HasSubstr("bfloat16"), HasSubstr("f32 for now")),
+                  AllOf(HasSubstr("data_config.bucket_name"), HasSubstr("350bt_gpt4"), HasSubstr("--data")),
+                  AllOf(HasSubstr("output_dir"), HasSubstr("gs://results_jaxformer/"), HasSubstr("runs/moe1B")),
+                  HasSubstr("wandb = true")));
 }
 
 TEST(Config, SchemaFileKnowsExactlyTheKeysThatAreRead) {
@@ -377,12 +375,7 @@ INSTANTIATE_TEST_SUITE_P(
                "1048576",
                "tokens a step",
                "sequences of one dp shard"},
-        Broken{"PeakIsZero",
-               {"lr.max_lr=0"},
-               "lr.max_lr",
-               "0",
-               "a number above 0 and at most 10",
-               "in this range"},
+        Broken{"PeakIsZero", {"lr.max_lr=0"}, "lr.max_lr", "0", "a number above 0 and at most 10", "in this range"},
         Broken{"WarmUpDescends",
                {"lr.min_lr=0.01"},
                "lr.min_lr",
@@ -466,8 +459,7 @@ INSTANTIATE_TEST_SUITE_P(
                "tokens",
                "lower eval_steps or val_batch_size"},
         Broken{"SequenceIsTooLong",
-               {"model_config.T=1048576", "data_config.T=1048576", "model_config.n_head=768",
-                "model_config.dhR=1024"},
+               {"model_config.T=1048576", "data_config.T=1048576", "model_config.n_head=768", "model_config.dhR=1024"},
                "model_config.T",
                "1048576",
                "1e+18 FLOPs for one sequence",
@@ -482,14 +474,12 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& info) { return info.param.name; });
 
 TEST(Config, AllFaultsAreReportedAtOnce) {
-  const auto faults =
-      faults_with({"model_config.n_head=7", "lr.max_lr=-1", "device_config.n_device_axis=[8,2]",
-                   "data_config.T=12", "colour=red", "nowhere.x=1", "wandb=yes"});
+  const auto faults = faults_with({"model_config.n_head=7", "lr.max_lr=-1", "device_config.n_device_axis=[8,2]",
+                                   "data_config.T=12", "colour=red", "nowhere.x=1", "wandb=yes"});
   std::vector<std::string> paths;
   for (const Diagnostic& fault : faults) paths.push_back(fault.path);
-  EXPECT_THAT(paths, ::testing::UnorderedElementsAre("model_config.n_head", "lr.max_lr",
-                                                     "device_config.n_device_axis", "data_config.T", "colour",
-                                                     "nowhere.x", "wandb"));
+  EXPECT_THAT(paths, ::testing::UnorderedElementsAre("model_config.n_head", "lr.max_lr", "device_config.n_device_axis",
+                                                     "data_config.T", "colour", "nowhere.x", "wandb"));
 }
 
 TEST(Config, FaultsInTheFileNameTheFile) {
@@ -581,9 +571,7 @@ TEST(Config, RandomValuesInRandomPlacesNeverCrash) {
     for (std::size_t i = 0, n = 1 + below(3); i < n; ++i) {
       overrides.push_back(values[below(values.size())].path + "=" + odd[below(odd.size())].dump());
     }
-    const std::vector<Diagnostic> faults = faults_of([&] {
-      read_config({"whole.json", whole, {}}, overrides);
-    });
+    const std::vector<Diagnostic> faults = faults_of([&] { read_config({"whole.json", whole, {}}, overrides); });
     for (const Diagnostic& fault : faults) {
       EXPECT_FALSE(fault.path.empty() || fault.allowed.empty() || fault.hint.empty()) << to_string(fault);
     }

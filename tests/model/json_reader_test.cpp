@@ -104,9 +104,8 @@ TEST(JsonReader, ReadsEveryKindOfValue) {
 }
 
 TEST(JsonReader, FindsEverythingInOnePass) {
-  const JsonDocument document =
-      parse_json(R"({"n": 9, "hbm_GB": 32, "on": 1, "list": [{"j": 0}, 4], "axes": [2, "4"], "odd key": 1})",
-                 "system.json");
+  const JsonDocument document = parse_json(
+      R"({"n": 9, "hbm_GB": 32, "on": 1, "list": [{"j": 0}, 4], "axes": [2, "4"], "odd key": 1})", "system.json");
   JsonReader reader(document);
   ObjectReader root = reader.root();
   EXPECT_FALSE(root.integer("n", {0, 5}));

@@ -11,9 +11,20 @@
 namespace meshwright {
 namespace {
 
-const ModelSpec kSmall = jaxformer("small", {.model_dimension = 24, .vocab_size = 37, .n_head = 4, .blocks = 4, .layers_per_block = 2,
-                                             .latent_dim = 6, .dhR = 4, .dropout_rate = 0.1, .k = 2, .n_experts = 4, .n_shared = 1,
-                                             .capacity_factor = 1.25}, 0.01);
+const ModelSpec kSmall = jaxformer("small",
+                                   {.model_dimension = 24,
+                                    .vocab_size = 37,
+                                    .n_head = 4,
+                                    .blocks = 4,
+                                    .layers_per_block = 2,
+                                    .latent_dim = 6,
+                                    .dhR = 4,
+                                    .dropout_rate = 0.1,
+                                    .k = 2,
+                                    .n_experts = 4,
+                                    .n_shared = 1,
+                                    .capacity_factor = 1.25},
+                                   0.01);
 const TrainingShape kShape{.sequences = 16, .tokens = 8};
 
 TEST(Layouts, GoingFromOneToAnotherIsTheCollective) {
@@ -79,7 +90,8 @@ TEST(Schedules, MicrobatchesInFlightAreThoseOfTheActions) {
       for (int m = 1; m <= 9; ++m)
         for (int s = 0; s < stages; ++s) {
           int alive = 0, most = 0;
-          for (const StageAction& a : stage_actions(schedule, s, stages, m)) most = std::max(most, alive += a.forward ? 1 : -1);
+          for (const StageAction& a : stage_actions(schedule, s, stages, m))
+            most = std::max(most, alive += a.forward ? 1 : -1);
           EXPECT_EQ(alive, 0);
           EXPECT_EQ(most, microbatches_in_flight(schedule, s, stages, m));
         }
@@ -106,11 +118,21 @@ TEST(Lowering, A1F1bStageSendsAndReceivesInTheOrderOfTheTextbook) {
 }
 
 TEST(Lowering, PiecesDoNotGrowWithLayersMicrobatchesOrRanks) {
-  JaxformerDimensions d{.model_dimension = 24, .vocab_size = 37, .n_head = 4, .blocks = 4, .layers_per_block = 2, .latent_dim = 6, .dhR = 4,
-                        .k = 2, .n_experts = 4};
-  const std::size_t few = lower(jaxformer("few", d, 0), kShape, {.mesh = {2, 2, 2}, .fsdp = 3, .microbatches = 2}).pieces.size();
+  JaxformerDimensions d{.model_dimension = 24,
+                        .vocab_size = 37,
+                        .n_head = 4,
+                        .blocks = 4,
+                        .layers_per_block = 2,
+                        .latent_dim = 6,
+                        .dhR = 4,
+                        .k = 2,
+                        .n_experts = 4};
+  const std::size_t few =
+      lower(jaxformer("few", d, 0), kShape, {.mesh = {2, 2, 2}, .fsdp = 3, .microbatches = 2}).pieces.size();
   d.blocks = 32;
-  const std::size_t many = lower(jaxformer("many", d, 0), {.sequences = 1024, .tokens = 8}, {.mesh = {64, 2, 2}, .fsdp = 3, .microbatches = 16}).pieces.size();
+  const std::size_t many = lower(jaxformer("many", d, 0), {.sequences = 1024, .tokens = 8},
+                                 {.mesh = {64, 2, 2}, .fsdp = 3, .microbatches = 16})
+                               .pieces.size();
   EXPECT_EQ(few, many);
 }
 
@@ -131,7 +153,8 @@ TEST(Lowering, ExecutedFlopsWithoutRecomputationAreThreeForwardsPlusWhatAttentio
     expected += 16 * (3.0 * static_cast<double>((f.total() - f.scores - f.experts).value) +
                       2.0 * 64 * static_cast<double>(mla.heads) * (dqk + dv + 3 * dqk + 2 * dv));
     if (const auto* moe = std::get_if<MoeSpec>(&layer.ffn))
-      expected += 16 * 3.0 * 2 * static_cast<double>(moe->experts * expert_capacity(*moe, 8) * 2 * kSmall.width * moe->hidden);
+      expected +=
+          16 * 3.0 * 2 * static_cast<double>(moe->experts * expert_capacity(*moe, 8) * 2 * kSmall.width * moe->hidden);
   }
   EXPECT_EQ(static_cast<double>(program_flops(set, set.stages[0]).value), expected);
 }
@@ -148,8 +171,11 @@ TEST(Lowering, ZeroStagesHoldWhatTheirNamesSay) {
   // 3: weights, too.
   std::array<std::array<std::int64_t, kMemoryClasses>, 4> bytes{};
   for (int stage = 0; stage < 4; ++stage)
-    bytes[static_cast<std::size_t>(stage)] = lower(kSmall, kShape, {.mesh = {4, 1, 1}, .fsdp = stage}).stages[0].bytes_by_class();
-  const auto of = [&](int stage, MemoryClass c) { return bytes[static_cast<std::size_t>(stage)][static_cast<std::size_t>(c)]; };
+    bytes[static_cast<std::size_t>(stage)] =
+        lower(kSmall, kShape, {.mesh = {4, 1, 1}, .fsdp = stage}).stages[0].bytes_by_class();
+  const auto of = [&](int stage, MemoryClass c) {
+    return bytes[static_cast<std::size_t>(stage)][static_cast<std::size_t>(c)];
+  };
   EXPECT_EQ(of(0, MemoryClass::kOptimizer), 4 * of(1, MemoryClass::kOptimizer));
   EXPECT_LT(of(2, MemoryClass::kGradients), of(1, MemoryClass::kGradients));
   EXPECT_LT(of(3, MemoryClass::kParameters), of(2, MemoryClass::kParameters));
@@ -158,10 +184,12 @@ TEST(Lowering, ZeroStagesHoldWhatTheirNamesSay) {
 TEST(Lowering, LowPrecisionKeepsMasterWeightsBesideTheOnesThatProductsRead) {
   TrainingShape bf16 = kShape;
   bf16.compute = DType::kBF16;
-  const auto f32 = lower(kSmall, kShape, {}).stages[0].bytes_by_class(), low = lower(kSmall, bf16, {}).stages[0].bytes_by_class();
+  const auto f32 = lower(kSmall, kShape, {}).stages[0].bytes_by_class(),
+             low = lower(kSmall, bf16, {}).stages[0].bytes_by_class();
   const auto at = static_cast<std::size_t>(MemoryClass::kParameters);
   EXPECT_EQ(low[at], f32[at] / 2 * 3);  // 4 + 2 bytes instead of 4
-  EXPECT_EQ(low[static_cast<std::size_t>(MemoryClass::kOptimizer)], f32[static_cast<std::size_t>(MemoryClass::kOptimizer)]);
+  EXPECT_EQ(low[static_cast<std::size_t>(MemoryClass::kOptimizer)],
+            f32[static_cast<std::size_t>(MemoryClass::kOptimizer)]);
 }
 
 TEST(Lowering, AnIllegalPlanSaysWhyAndWhatToChoose) {
@@ -175,11 +203,13 @@ TEST(Lowering, AnIllegalPlanSaysWhyAndWhatToChoose) {
     return all;
   };
   EXPECT_EQ(reasons({}), std::vector<std::string>{});
-  EXPECT_EQ(reasons({.mesh = {1, 1, 3}}), (std::vector<std::string>{"tp does not divide the heads", "tp does not divide the sequence length"}));
+  EXPECT_EQ(reasons({.mesh = {1, 1, 3}}),
+            (std::vector<std::string>{"tp does not divide the heads", "tp does not divide the sequence length"}));
   EXPECT_EQ(reasons({.mesh = {3, 1, 1}}), std::vector<std::string>{"dp does not divide the global batch"});
   EXPECT_EQ(reasons({.mesh = {1, 9, 1}}), std::vector<std::string>{"more stages than layers"});
   EXPECT_EQ(reasons({.fsdp = 1}), std::vector<std::string>{"FSDP without data parallelism"});
-  EXPECT_EQ(reasons({.mesh = {2, 1, 1}, .microbatches = 3}), std::vector<std::string>{"microbatches do not divide a dp shard's sequences"});
+  EXPECT_EQ(reasons({.mesh = {2, 1, 1}, .microbatches = 3}),
+            std::vector<std::string>{"microbatches do not divide a dp shard's sequences"});
 }
 
 TEST(Lowering, WhatItCannotExpressItRefusesByName) {

@@ -45,8 +45,7 @@ TEST(Op, KindsHaveDistinctNames) {
   EXPECT_EQ(names.size(), static_cast<std::size_t>(kOpKinds));
   EXPECT_EQ(kind_name(kind_of(Gemm{})), "gemm");
   EXPECT_EQ(kind_name(kind_of(Collective{})), "collective");
-  EXPECT_EQ(op_name(Collective{.kind = CollectiveKind::kReduceScatter, .src = {}, .dst = {}}),
-            "reduce-scatter");
+  EXPECT_EQ(op_name(Collective{.kind = CollectiveKind::kReduceScatter, .src = {}, .dst = {}}), "reduce-scatter");
 }
 
 TEST(Op, CommunicationHasItsOwnStreams) {
@@ -67,10 +66,7 @@ TEST(Op, CommunicationHasItsOwnStreams) {
 
 TEST(Work, GemmCountsTwoFlopsPerMultiplyAddAndEachOperandOnce) {
   Piece piece{.name = "p",
-              .tensors = {{"a", {4, 8}, DType::kBF16},
-                          {"b", {8, 16}, DType::kBF16},
-                          {"c", {4, 16}},
-                          {"bias", {1, 16}}},
+              .tensors = {{"a", {4, 8}, DType::kBF16}, {"b", {8, 16}, DType::kBF16}, {"c", {4, 16}}, {"bias", {1, 16}}},
               .ops = {}};
   Gemm gemm{.a = whole(piece, 0), .b = whole(piece, 1), .c = whole(piece, 2), .bias = whole(piece, 3)};
   Work work = work_of(gemm, piece);
@@ -175,23 +171,18 @@ TEST(Work, LmHeadIsThreeProductsAndStreamsTheTablePerChunk) {
 }
 
 TEST(Work, EmbeddingTouchesOnlyTheRowsThatItLooksUp) {
-  Piece piece{.name = "p",
-              .tensors = {{"table", {1000, 8}}, {"tokens", {6, 1}, DType::kI32}, {"x", {6, 8}}},
-              .ops = {}};
-  EXPECT_EQ(work_of(Embed{whole(piece, 0), whole(piece, 1), whole(piece, 2)}, piece).bytes.value,
-            4 * (6 + 2 * 6 * 8));
+  Piece piece{
+      .name = "p", .tensors = {{"table", {1000, 8}}, {"tokens", {6, 1}, DType::kI32}, {"x", {6, 8}}}, .ops = {}};
+  EXPECT_EQ(work_of(Embed{whole(piece, 0), whole(piece, 1), whole(piece, 2)}, piece).bytes.value, 4 * (6 + 2 * 6 * 8));
   EXPECT_EQ(work_of(EmbedBackward{whole(piece, 2), whole(piece, 1), whole(piece, 0)}, piece).bytes.value,
             4 * (6 + 3 * 6 * 8));
 }
 
 TEST(Work, AdamWReadsFourAndWritesThreeNumbersPerParameter) {
-  Piece piece{.name = "p",
-              .tensors = {{"g", {1, 100}},
-                          {"metrics", {1, 4}, DType::kF64},
-                          {"w", {1, 100}},
-                          {"m", {1, 100}},
-                          {"v", {1, 100}}},
-              .ops = {}};
+  Piece piece{
+      .name = "p",
+      .tensors = {{"g", {1, 100}}, {"metrics", {1, 4}, DType::kF64}, {"w", {1, 100}}, {"m", {1, 100}}, {"v", {1, 100}}},
+      .ops = {}};
   const AdamW op{whole(piece, 0), whole(piece, 1), whole(piece, 2), whole(piece, 3), whole(piece, 4)};
   EXPECT_EQ(work_of(op, piece).bytes.value, 7 * 4 * 100 + 8 * 4);
   EXPECT_EQ(work_of(op, piece).flops.value, 0);
@@ -220,13 +211,9 @@ TEST(Traffic, BufferIsTheGatheredOrTheUnreducedArray) {
   const View part = whole(piece, 0), all = whole(piece, 1);
   const MeshShape mesh{4, 2, 1};
   const Collective gather{.kind = CollectiveKind::kAllGather, .group = Group::kDp, .src = part, .dst = all};
-  const Collective scatter{
-      .kind = CollectiveKind::kReduceScatter, .group = Group::kDp, .src = all, .dst = part};
-  const Collective sum{.kind = CollectiveKind::kAllReduce,
-                       .group = Group::kPp,
-                       .algorithm = Algorithm::kDirect,
-                       .src = all,
-                       .dst = all};
+  const Collective scatter{.kind = CollectiveKind::kReduceScatter, .group = Group::kDp, .src = all, .dst = part};
+  const Collective sum{
+      .kind = CollectiveKind::kAllReduce, .group = Group::kPp, .algorithm = Algorithm::kDirect, .src = all, .dst = all};
   EXPECT_EQ(buffer_bytes(gather, piece, mesh).value, 256);
   EXPECT_EQ(buffer_bytes(scatter, piece, mesh).value, 256);
   EXPECT_EQ(bytes_sent(gather, piece, mesh).value, 192);
@@ -323,13 +310,11 @@ TEST(ByteRanges, AgreeWithASetOfBytes) {
     ByteRanges ranges;
     std::set<std::int64_t> bytes;
     for (int i = *rc::gen::inRange(0, 12); i > 0; --i) {
-      const auto begin = *rc::gen::inRange<std::int64_t>(0, 40),
-                 end = begin + *rc::gen::inRange<std::int64_t>(0, 8);
+      const auto begin = *rc::gen::inRange<std::int64_t>(0, 40), end = begin + *rc::gen::inRange<std::int64_t>(0, 8);
       ranges.add(begin, end);
       for (std::int64_t b = begin; b < end; ++b) bytes.insert(b);
     }
-    const auto begin = *rc::gen::inRange<std::int64_t>(0, 48),
-               end = begin + *rc::gen::inRange<std::int64_t>(0, 10);
+    const auto begin = *rc::gen::inRange<std::int64_t>(0, 48), end = begin + *rc::gen::inRange<std::int64_t>(0, 10);
     std::optional<std::int64_t> gap;
     bool touches = false;
     for (std::int64_t b = end - 1; b >= begin; --b) {
@@ -371,15 +356,14 @@ TEST(ProgramText, OneLinePerOperationWithAddresses) {
   View own = whole(piece, 0);
   own.rows = 3;
   own.own_rows = true;
-  piece.ops = {
-      Gemm{.a = whole(piece, 0), .b = whole(piece, 1).columns(2, 6), .c = whole(piece, 2).columns(0, 6)},
-      Collective{.kind = CollectiveKind::kAllReduce,
-                 .group = Group::kDp,
-                 .algorithm = Algorithm::kDirect,
-                 .src = whole(piece, 2),
-                 .dst = whole(piece, 2),
-                 .in_place = true},
-      Rope{.x = own, .heads = 2, .width = 2}, Free{2}};
+  piece.ops = {Gemm{.a = whole(piece, 0), .b = whole(piece, 1).columns(2, 6), .c = whole(piece, 2).columns(0, 6)},
+               Collective{.kind = CollectiveKind::kAllReduce,
+                          .group = Group::kDp,
+                          .algorithm = Algorithm::kDirect,
+                          .src = whole(piece, 2),
+                          .dst = whole(piece, 2),
+                          .in_place = true},
+               Rope{.x = own, .heads = 2, .width = 2}, Free{2}};
   set.pieces.push_back(piece);
   Call call{.piece = 0, .layer = 3, .weights_ring = true, .ring = 1};
   call.anchor[static_cast<int>(Frame::kX)] = Anchor::kInbox;
@@ -399,8 +383,7 @@ TEST(ProgramText, OneLinePerOperationWithAddresses) {
             "F2 L3 dense.forward: rope x=x[3x4]@7000+own rows heads=2 width=2 batch=1\n"
             "F2 L3 dense.forward: free h\n");
   program.slots = {slot};
-  EXPECT_NE(to_text(set, program).find("B2 L3 dense.forward: gemm a=x[6x4]@7000 b=w[4x6]@1072"),
-            std::string::npos);
+  EXPECT_NE(to_text(set, program).find("B2 L3 dense.forward: gemm a=x[6x4]@7000 b=w[4x6]@1072"), std::string::npos);
 }
 
 TEST(Program, BytesByClassAreTheSumsOfItsRegions) {

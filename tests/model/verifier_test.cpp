@@ -31,8 +31,8 @@ enum ChunkIndex {
   kSumChunk
 };
 
-constexpr std::int64_t kWeights = 0, kMetricsAt = 256, kStashAt = 512, kInboxAt = 768, kOutboxAt = 1024,
-                       kFlowAt = 1280, kWorkspaceAt = 1536, kArena = 2048;
+constexpr std::int64_t kWeights = 0, kMetricsAt = 256, kStashAt = 512, kInboxAt = 768, kOutboxAt = 1024, kFlowAt = 1280,
+                       kWorkspaceAt = 1536, kArena = 2048;
 
 View all_of(TensorId t, std::int64_t rows = 4, std::int64_t cols = 8) { return {t, rows, cols, cols, 0}; }
 
@@ -102,9 +102,7 @@ Call call(int piece, Anchor in = Anchor::kInbox) {
 
 Slot slot(Action action, int m, int chunk, int buffer) {
   Slot s{.action = action, .microbatch = m, .chunk = chunk};
-  s.anchor = {
-      0, kStashAt + 128 * buffer, kInboxAt + 128 * buffer, kOutboxAt + 128 * buffer, kFlowAt + 128 * buffer,
-      0};
+  s.anchor = {0, kStashAt + 128 * buffer, kInboxAt + 128 * buffer, kOutboxAt + 128 * buffer, kFlowAt + 128 * buffer, 0};
   return s;
 }
 Slot f(int m) { return slot(Action::kForward, m, kForwardChunk, m); }
@@ -128,8 +126,8 @@ ProgramSet two_stages() {
     p.layers = 1;
     p.chunks = {{"begin", {call(kClear)}},
                 {"forward", s == 0 ? std::vector{call(kEmbed), call(kForward)} : std::vector{call(kForward)}},
-                {"backward", s == 1 ? std::vector{call(kLoss, Anchor::kOutbox), call(kBackward)}
-                                    : std::vector{call(kBackward)}},
+                {"backward",
+                 s == 1 ? std::vector{call(kLoss, Anchor::kOutbox), call(kBackward)} : std::vector{call(kBackward)}},
                 {"send forward", {call(kSendF)}},
                 {"receive forward", {call(kRecvF)}},
                 {"send backward", {call(kSendB)}},
@@ -191,15 +189,12 @@ void PrintTo(const Mutation& m, std::ostream* out) { *out << m.name; }
 
 class VerifierFinds : public ::testing::TestWithParam<Mutation> {};
 
-TEST_P(VerifierFinds, TheFault) {
-  EXPECT_THAT(faults_after(GetParam().change), Contains(HasSubstr(GetParam().fault)));
-}
+TEST_P(VerifierFinds, TheFault) { EXPECT_THAT(faults_after(GetParam().change), Contains(HasSubstr(GetParam().fault))); }
 
 std::string name_of(const ::testing::TestParamInfo<Mutation>& info) { return info.param.name; }
 
 const std::vector<Mutation> kPieceMutations{
-    {"AMissingFree", [](ProgramSet& s) { s.pieces[kForward].ops.pop_back(); },
-     "piece layer.forward: t is never freed"},
+    {"AMissingFree", [](ProgramSet& s) { s.pieces[kForward].ops.pop_back(); }, "piece layer.forward: t is never freed"},
     {"AFreeTooMany", [](ProgramSet& s) { s.pieces[kForward].ops.emplace_back(Free{3}); },
      "piece layer.forward, operation 4 (free): t is freed twice"},
     {"AFreeOfAnotherFrame", [](ProgramSet& s) { s.pieces[kForward].ops.emplace_back(Free{0}); },
@@ -212,32 +207,27 @@ const std::vector<Mutation> kPieceMutations{
      [](ProgramSet& s) { std::get<Gelu>(s.pieces[kForward].ops[1]).out = all_of(3).columns(0, 7); },
      "piece layer.forward, operation 2 (gelu): reads part of t before it is written"},
     {"AReadOfAnOutputThatIsNotYetThere",
-     [](ProgramSet& s) { std::get<Gelu>(s.pieces[kForward].ops[1]).in = all_of(4); },
-     "reads y before it is written"},
+     [](ProgramSet& s) { std::get<Gelu>(s.pieces[kForward].ops[1]).in = all_of(4); }, "reads y before it is written"},
     {"AViewBeyondItsTensor", [](ProgramSet& s) { std::get<Gelu>(s.pieces[kForward].ops[1]).in.offset = 1; },
      "in, 4 x 8 from element 1 with rows 8 apart, is not within h (4, 8)"},
     {"AViewOfNoTensor", [](ProgramSet& s) { std::get<Gelu>(s.pieces[kForward].ops[1]).in.tensor = 9; },
      "in names tensor 9 of 5"},
-    {"InnerExtentsThatDisagree",
-     [](ProgramSet& s) { std::get<Gemm>(s.pieces[kForward].ops[0]).b = all_of(1, 7, 8); },
+    {"InnerExtentsThatDisagree", [](ProgramSet& s) { std::get<Gemm>(s.pieces[kForward].ops[0]).b = all_of(1, 7, 8); },
      "piece layer.forward, operation 0 (gemm): (4 x 8) (7 x 8) does not give 4 x 8"},
-    {"ABiasOfAnotherWidth",
-     [](ProgramSet& s) { std::get<Gemm>(s.pieces[kForward].ops[0]).bias = all_of(1, 1, 7); },
+    {"ABiasOfAnotherWidth", [](ProgramSet& s) { std::get<Gemm>(s.pieces[kForward].ops[0]).bias = all_of(1, 1, 7); },
      "bias has 7 elements for 8 columns"},
     {"LivingTensorsThatOverlap", [](ProgramSet& s) { s.pieces[kBackward].tensors[4].offset = 64; },
      "piece layer.backward, operation 1 (gelu): u lies over t, which still lives"},
     {"AWorkspaceThatIsTooSmall", [](ProgramSet& s) { s.pieces[kBackward].workspace_bytes = 128; },
      "its workspace has 128 bytes, but its tensors need 256"},
-    {"ACollectiveWithoutCompany",
-     [](ProgramSet& s) { std::get<Collective>(s.pieces[kSum].ops[0]).group = Group::kDp; },
+    {"ACollectiveWithoutCompany", [](ProgramSet& s) { std::get<Collective>(s.pieces[kSum].ops[0]).group = Group::kDp; },
      "piece sum, operation 0 (all-reduce): its group, dp, has one member"},
     {"PartsThatDoNotGiveTheWhole",
      [](ProgramSet& s) {
        s.mesh.dp = 2;
-       s.pieces.push_back(
-           {.name = "gather",
-            .tensors = {kMetricsTensor, kSumScratch},
-            .ops = {Collective{.group = Group::kDp, .src = all_of(0, 1, 3), .dst = all_of(1, 2, 4)}}});
+       s.pieces.push_back({.name = "gather",
+                           .tensors = {kMetricsTensor, kSumScratch},
+                           .ops = {Collective{.group = Group::kDp, .src = all_of(0, 1, 3), .dst = all_of(1, 2, 4)}}});
      },
      "piece gather, operation 0 (all-gather): 2 parts of 3 elements do not give 8"},
 };
@@ -255,23 +245,18 @@ const std::vector<Mutation> kStageMutations{
        s.stages[1].chunks[kForwardChunk].calls[0].base[static_cast<int>(Frame::kWorkspace)] = kArena - 64;
      },
      "stage 1, chunk forward, layer.forward: frame ws, [1984, 2112), is not within a region"},
-    {"AnEntryOutsideEveryRegion",
-     [](ProgramSet& s) { anchor(s.stages[0].slots[kF1], Anchor::kOutbox) = kArena; },
+    {"AnEntryOutsideEveryRegion", [](ProgramSet& s) { anchor(s.stages[0].slots[kF1], Anchor::kOutbox) = kArena; },
      "stage 0, slot 3 (F1): its outbox entry, [2048, 2176), is not within a region"},
-    {"EntriesThatOverlap",
-     [](ProgramSet& s) { anchor(s.stages[0].slots[kF1], Anchor::kStash) = kStashAt + 64; },
+    {"EntriesThatOverlap", [](ProgramSet& s) { anchor(s.stages[0].slots[kF1], Anchor::kStash) = kStashAt + 64; },
      "stage 0, stash entry [576, 704) lies over stash entry [512, 640)"},
     {"WeightsOverMetrics",
      [](ProgramSet& s) {
-       for (Call& c : s.stages[0].chunks[kForwardChunk].calls)
-         c.base[static_cast<int>(Frame::kWeights)] = kMetricsAt;
+       for (Call& c : s.stages[0].chunks[kForwardChunk].calls) c.base[static_cast<int>(Frame::kWeights)] = kMetricsAt;
      },
      "stage 0, weights [256, 512) lies over metrics [256, 384)"},
-    {"AStashThatIsStillNeeded",
-     [](ProgramSet& s) { anchor(s.stages[0].slots[kF1], Anchor::kStash) = kStashAt; },
+    {"AStashThatIsStillNeeded", [](ProgramSet& s) { anchor(s.stages[0].slots[kF1], Anchor::kStash) = kStashAt; },
      "stage 0, slot 6 (B0): reads stash entry 512, which holds microbatch 1, written by slot 3 (F1)"},
-    {"AnInboxThatIsStillNeeded",
-     [](ProgramSet& s) { anchor(s.stages[0].slots[kF1], Anchor::kInbox) = kInboxAt; },
+    {"AnInboxThatIsStillNeeded", [](ProgramSet& s) { anchor(s.stages[0].slots[kF1], Anchor::kInbox) = kInboxAt; },
      "stage 0, slot 6 (B0): reads inbox entry 768, which holds microbatch 1, written by slot 3 (F1)"},
     {"AnInboxThatNothingWasReceivedInto",
      [](ProgramSet& s) { anchor(s.stages[1].slots[kLastF0], Anchor::kInbox) = kInboxAt + 128; },
@@ -289,8 +274,7 @@ const std::vector<Mutation> kStageMutations{
     {"AStashThatForwardDoesNotFill",
      [](ProgramSet& s) {
        s.pieces[kForward].tensors[2].shape = {2, 8};
-       std::get<Gemm>(s.pieces[kForward].ops[0]).a.rows = std::get<Gemm>(s.pieces[kForward].ops[0]).c.rows =
-           2;
+       std::get<Gemm>(s.pieces[kForward].ops[0]).a.rows = std::get<Gemm>(s.pieces[kForward].ops[0]).c.rows = 2;
        std::get<Gelu>(s.pieces[kForward].ops[1]).in.rows = 2;
      },
      "stage 0, slot 6 (B0): reads byte 64 of its stash entry, which chunk forward does not write"},
@@ -301,8 +285,7 @@ const std::vector<Mutation> kStageMutations{
     {"ABackwardBeforeItsForward",
      [](ProgramSet& s) { std::swap(s.stages[1].slots[kLastF0], s.stages[1].slots[kLastB0]); },
      "stage 1, slot 2 (B0): comes before F0, slot 3"},
-    {"ASendBeforeItsBackward",
-     [](ProgramSet& s) { std::swap(s.stages[1].slots[kSendB0], s.stages[1].slots[kLastB0]); },
+    {"ASendBeforeItsBackward", [](ProgramSet& s) { std::swap(s.stages[1].slots[kSendB0], s.stages[1].slots[kLastB0]); },
      "stage 1, slot 3 (send B0): comes before B0, slot 4"},
     {"AMicrobatchThatDoesNotExist", [](ProgramSet& s) { s.stages[0].slots[kF1].microbatch = 2; },
      "stage 0, slot 3 (F2): there are 2 microbatches"},
@@ -328,8 +311,7 @@ const std::vector<Mutation> kSetMutations{
      "bytes)"},
     {"MessagesInAnotherOrder",
      [](ProgramSet& s) {
-       s.stages[0].slots = {begin(),   f(1), send_f(1), f(0), send_f(0),
-                            recv_b(0), b(0), recv_b(1), b(1), sum()};
+       s.stages[0].slots = {begin(), f(1), send_f(1), f(0), send_f(0), recv_b(0), b(0), recv_b(1), b(1), sum()};
      },
      "stages 0 and 1: message 0 sent is microbatch 1 (128 bytes), message 0 received is microbatch 0 (128 "
      "bytes)"},
@@ -348,10 +330,8 @@ const std::vector<Mutation> kSetMutations{
      "collective 0 of pp is all-reduce direct of 32 bytes on the one, all-reduce of 32 bytes on the other"},
     {"ADeadlockOfReceives",  // stage 0 waits for a gradient, stage 1 for F1
      [](ProgramSet& s) {
-       s.stages[0].slots = {begin(), f(0),      send_f(0), recv_b(0), b(0),
-                            f(1),    send_f(1), recv_b(1), b(1),      sum()};
-       s.stages[1].slots = {begin(), recv_f(0), f(0), recv_f(1), f(1),
-                            b(0),    send_b(0), b(1), send_b(1), sum()};
+       s.stages[0].slots = {begin(), f(0), send_f(0), recv_b(0), b(0), f(1), send_f(1), recv_b(1), b(1), sum()};
+       s.stages[1].slots = {begin(), recv_f(0), f(0), recv_f(1), f(1), b(0), send_b(0), b(1), send_b(1), sum()};
      },
      "deadlock: stage 0 waits in slot 3 (recv B0), stage 1 waits in slot 3 (recv F1)"},
     {"ADeadlockOfACollective",
@@ -405,8 +385,7 @@ TEST(VerifierOfLoweredPrograms, FindsNothingOverAGridOfPlans) {
                   TrainingShape shape = kTinyShape;
                   shape.compute = compute;
                   if (!illegalities(model, shape, plan).empty()) continue;
-                  ASSERT_THAT(verify(lower(model, shape, plan)), IsEmpty())
-                      << to_text(plan) << " " << name(compute);
+                  ASSERT_THAT(verify(lower(model, shape, plan)), IsEmpty()) << to_text(plan) << " " << name(compute);
                   ++plans;
                 }
   EXPECT_EQ(plans, 2592);  // 2 * 2 * 2 * 3 * (12 meshes with dp 1, and 24 with dp 2 or 4 at 4 stages of FSDP)
@@ -457,8 +436,7 @@ TEST(VerifierOfLoweredPrograms, FindsARandomMutation) {
       std::vector<bool> seen(layer.tensors.size());
       for (int op = 0; op < static_cast<int>(layer.ops.size()); ++op)
         for_each_operand(layer.ops[op], [&](std::string_view, const View& v, Access) {
-          if (layer.tensors[v.tensor].frame == Frame::kWorkspace && !seen[v.tensor])
-            first_writers.push_back(op);
+          if (layer.tensors[v.tensor].frame == Frame::kWorkspace && !seen[v.tensor]) first_writers.push_back(op);
           seen[v.tensor] = true;
         });
       drop(layer.ops, *rc::gen::elementOf(first_writers));
@@ -483,8 +461,7 @@ TEST(VerifierOfLoweredPrograms, FindsWeightsAndGradientsInTheWrongBufferOfARing)
     for (std::size_t i = 0; i < set.stages[0].chunks[chunk].calls.size(); ++i) {
       const Call& c = set.stages[0].chunks[chunk].calls[i];
       const std::string& piece = set.pieces[c.piece].name;
-      if (!c.weights_ring ||
-          !(piece.ends_with(".gather") || piece.ends_with(".forward") || piece.ends_with(".reduce")))
+      if (!c.weights_ring || !(piece.ends_with(".gather") || piece.ends_with(".forward") || piece.ends_with(".reduce")))
         continue;
       ProgramSet mutant = set;
       mutant.stages[0].chunks[chunk].calls[i].ring ^= 1;
@@ -498,8 +475,7 @@ TEST(VerifierOfLoweredPrograms, FindsGradientsThatAreNeverReduced) {
   ProgramSet set = lower(tiny_model(), kTinyShape, {.mesh = {2, 1, 1}, .fsdp = 2, .microbatches = 2});
   for (Chunk& chunk : set.stages[0].chunks)
     if (chunk.name == "backward")
-      std::erase_if(chunk.calls,
-                    [&](const Call& c) { return set.pieces[c.piece].name.ends_with(".reduce"); });
+      std::erase_if(chunk.calls, [&](const Call& c) { return set.pieces[c.piece].name.ends_with(".reduce"); });
   EXPECT_THAT(verify(set), Contains(HasSubstr("before they are reduced")));
 }
 

@@ -1,5 +1,4 @@
 #include "planner/system_evaluator.h"
-#include "sim/system_cost_model.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,6 +6,7 @@
 #include "model/input/diagnostics.h"
 #include "planner/search.h"
 #include "sim/simulate.h"
+#include "sim/system_cost_model.h"
 #include "tests/planner/problems.h"
 
 namespace meshwright {

@@ -55,6 +55,14 @@ tp does not divide the heads      1  meshes  such as 1x1x4: 3 heads, tp 4
 )");
 }
 
+TEST(SearchReport, PlansThatDifferOnlyInTheScheduleOfASingleMicrobatchShareARow) {
+  SearchResult s = three_plans();
+  s.plans = {result("4x1x1", 0.1), result("4x1x1,schedule=gpipe", 0.1), result("2x2x1,microbatches=4", 0.15)};
+  const std::string text = search_report(s, heading("4x1x1,schedule=gpipe"), 2);
+  EXPECT_NE(text.find("▶     1  4x1x1            0  either"), std::string::npos) << text;
+  EXPECT_NE(text.find("      3  2x2x1            0  1f1b"), std::string::npos) << text;
+}
+
 TEST(SearchReport, APublishedPlanThatDoesNotFitIsNamedWithHowMuchIsMissing) {
   const std::string text = search_report(three_plans(), heading("1x2x2"));
   EXPECT_NE(text.find("does not fit: 6.00 GiB needed, 1.50 GiB too many"), std::string::npos) << text;

@@ -19,11 +19,8 @@ GroupPlacement ring(int size) { return {{{.dimension = 0, .size = size, .wraps =
 double gather(const GroupPlacement& group) { return kV.value * gather_seconds_per_byte(group, kLink); }
 
 // An ideal network: transfers only.
-const LinkNetwork kIdeal{.link = kLink,
-                         .link_efficiency = 1,
-                         .hop_latency = {},
-                         .collective_overhead = {},
-                         .message_overhead = {}};
+const LinkNetwork kIdeal{
+    .link = kLink, .link_efficiency = 1, .hop_latency = {}, .collective_overhead = {}, .message_overhead = {}};
 Seconds ideal(CollectiveKind kind, const GroupPlacement& group) {
   return collective_time(kIdeal, kind, Algorithm::kRing, group, kV);
 }
@@ -39,8 +36,7 @@ TEST(CollectiveCost, AnOpenLineCostsTwiceARing) {
 }
 
 TEST(CollectiveCost, ACornerOf2x4x4GathersThroughThreePorts) {
-  const GroupPlacement slice{
-      {{.dimension = 0, .size = 2}, {.dimension = 1, .size = 4}, {.dimension = 2, .size = 4}}};
+  const GroupPlacement slice{{{.dimension = 0, .size = 2}, {.dimension = 1, .size = 4}, {.dimension = 2, .size = 4}}};
   EXPECT_DOUBLE_EQ(gather(slice), kOneLink * 31 / 32 / 3);  // V(N-1)/(N d w)
 }
 
@@ -89,7 +85,7 @@ double busiest_link(const Topology& topology, const MeshMapping& mapping) {
   for (int t = 0; t < tp; ++t) {
     for (int d = 0; d + 1 < dp; ++d) {
       const int here = mapping.chip({.dp = d, .tp = t}), next = mapping.chip({.dp = d + 1, .tp = t});
-      for (const LinkId id : topology.route(here, next)) load[id] += (d + 1.0) / dp;  // shards from below
+      for (const LinkId id : topology.route(here, next)) load[id] += (d + 1.0) / dp;       // shards from below
       for (const LinkId id : topology.route(next, here)) load[id] += (dp - 1.0 - d) / dp;  // and from above
     }
   }
@@ -124,23 +120,18 @@ TEST(CollectiveCost, ATinyDirectAllReduceIsLatency) {
                             .hop_latency = {1e-6},
                             .collective_overhead = {10e-6},
                             .message_overhead = {10e-6}};
-  EXPECT_NEAR(collective_time(network, CollectiveKind::kAllReduce, Algorithm::kDirect, line(4), {8}).value,
-              13.0005e-6, 1e-10);
+  EXPECT_NEAR(collective_time(network, CollectiveKind::kAllReduce, Algorithm::kDirect, line(4), {8}).value, 13.0005e-6,
+              1e-10);
   // by rings: 10 us + 2 * 3 us
-  EXPECT_NEAR(collective_time(network, CollectiveKind::kAllReduce, Algorithm::kRing, line(4), {8}).value,
-              16e-6, 1e-9);
+  EXPECT_NEAR(collective_time(network, CollectiveKind::kAllReduce, Algorithm::kRing, line(4), {8}).value, 16e-6, 1e-9);
 }
 
 TEST(CollectiveCost, TheBooksReduceScatterOverTwoChipsOfTpuV2) {
   // How to Scale Your Model, profiling.md: 134 MB over 2 chips at 6e10: 1.118 ms, measured 1.13 ms
-  const LinkNetwork v2{.link = {6e10},
-                       .link_efficiency = 1,
-                       .hop_latency = {},
-                       .collective_overhead = {},
-                       .message_overhead = {}};
-  EXPECT_NEAR(
-      collective_time(v2, CollectiveKind::kReduceScatter, Algorithm::kRing, line(2), {134217728}).value,
-      1.1184810666666667e-3, 1e-15);
+  const LinkNetwork v2{
+      .link = {6e10}, .link_efficiency = 1, .hop_latency = {}, .collective_overhead = {}, .message_overhead = {}};
+  EXPECT_NEAR(collective_time(v2, CollectiveKind::kReduceScatter, Algorithm::kRing, line(2), {134217728}).value,
+              1.1184810666666667e-3, 1e-15);
 }
 
 TEST(CollectiveCost, PredictsTheMeasuredAllGatherOnAnOpenLineOfV5e) {
@@ -148,8 +139,7 @@ TEST(CollectiveCost, PredictsTheMeasuredAllGatherOnAnOpenLineOfV5e) {
   const System v4 = load_system("v4:2x4x4");
   const auto& network = std::get<LinkNetwork>(v4.network);
   const double us =
-      1e6 *
-      collective_time(network, CollectiveKind::kAllGather, Algorithm::kRing, line(4), {34'000'000}).value;
+      1e6 * collective_time(network, CollectiveKind::kAllGather, Algorithm::kRing, line(4), {34'000'000}).value;
   EXPECT_NEAR(us, 664.3, 0.1);
   EXPECT_NEAR(us / 680, 1, 0.05);
 }
@@ -164,8 +154,7 @@ TEST(CollectiveCost, PredictsTheMeasuredAllGathersOn2x2OfV7x) {
       {1.6e6, 71.8e9}, {6.3e6, 129.2e9}, {25e6, 161.9e9}, {101e6, 174.8e9}, {403e6, 178.8e9}};
   for (const auto& [received, rate] : measured) {
     const Bytes whole{static_cast<std::int64_t>(received * 4 / 3)};
-    const double seconds =
-        collective_time(v7x, CollectiveKind::kAllGather, Algorithm::kRing, square, whole).value;
+    const double seconds = collective_time(v7x, CollectiveKind::kAllGather, Algorithm::kRing, square, whole).value;
     EXPECT_NEAR(seconds / (received / rate), 1, 0.05) << received;
   }
 }
@@ -187,16 +176,15 @@ TEST(ChooseMapping, GivesTheHeaviestAxisTheBestPlace) {
   EXPECT_EQ(for_tp.placement(Group::kTp).factors.size(), 2u) << for_tp.describe();
   const MeshMapping for_dp = choose_mapping(v4, mesh, {.tp = {1000}, .dp = {1'000'000'000}, .pp = {1000}});
   EXPECT_EQ(for_dp.placement(Group::kDp).factors.size(), 2u) << for_dp.describe();
-  for (const AxisFactor& f : for_dp.placement(Group::kDp).factors)
-    EXPECT_EQ(f.stride, 1) << for_dp.describe();
+  for (const AxisFactor& f : for_dp.placement(Group::kDp).factors) EXPECT_EQ(f.stride, 1) << for_dp.describe();
 }
 
 TEST(ChooseMapping, DpOfThePublishedMeshSpreadsOverThreeDimensions) {
   const System v4 = load_system("v4:2x4x4");
   // dp 8 as x2 y2 z2, of which y shares its links with the other tp rank: 7/8 / (1 + 1/2 + 1) = 0.35 V/w;
   // as y2 z4, tp on x: 7/8 / 2 = 0.4375
-  const MeshMapping chosen = choose_mapping(
-      v4, {.dp = 8, .pp = 2, .tp = 2}, {.tp = {1'000'000'000}, .dp = {1'000'000'000}, .pp = {10'000'000}});
+  const MeshMapping chosen = choose_mapping(v4, {.dp = 8, .pp = 2, .tp = 2},
+                                            {.tp = {1'000'000'000}, .dp = {1'000'000'000}, .pp = {10'000'000}});
   EXPECT_EQ(chosen.describe(), "tp: y2; dp: x2 y2 (stride 2) z2; pp: z2 (stride 2)");
   EXPECT_DOUBLE_EQ(gather(chosen.placement(Group::kDp)), kOneLink * 0.35);
 }
@@ -222,17 +210,14 @@ TEST(MeasuredNetwork, TimesAreReadOffBetweenMeasuredSizes) {
   const System cores = load_system_file(TEST_DATA "/two_cores.json");
   const MeshMapping mapping = mappings(cores.topology, {.dp = 2}).front();
   const auto us = [&](Bytes whole) {
-    return 1e6 *
-           collective_time(cores, mapping, CollectiveKind::kAllGather, Algorithm::kRing, Group::kDp, whole)
-               .value;
+    return 1e6 * collective_time(cores, mapping, CollectiveKind::kAllGather, Algorithm::kRing, Group::kDp, whole).value;
   };
   EXPECT_NEAR(us({1024}), 0.4, 1e-9);                          // a measured point
   EXPECT_NEAR(us({8}), 0.4, 1e-9);                             // below all: latency
   EXPECT_NEAR(us({128 << 20}), 12400, 1e-6);                   // above all: the last rate, 64 MiB in 6200 us
   EXPECT_NEAR(us({262144}), 3.2 * std::sqrt(24 / 3.2), 1e-9);  // half way in log size: the geometric mean
   EXPECT_EQ(message_time(cores, mapping, {64}).value, 0);      // no pipeline
-  EXPECT_NEAR(1e6 * message_time(cores, mappings(cores.topology, {.pp = 2}).front(), {64}).value, 0.12,
-              1e-12);
+  EXPECT_NEAR(1e6 * message_time(cores, mappings(cores.topology, {.pp = 2}).front(), {64}).value, 0.12, 1e-12);
 }
 
 }  // namespace

@@ -30,14 +30,7 @@ Work product(std::int64_t m, std::int64_t n, std::int64_t k, DType dtype = DType
 }
 
 Work elementwise(std::int64_t bytes, std::string_view name = "gelu") {
-  return {.flops = {},
-          .bytes = {bytes},
-          .m = 0,
-          .n = 0,
-          .k = 0,
-          .batch = 1,
-          .dtype = DType::kBF16,
-          .kind = kind(name)};
+  return {.flops = {}, .bytes = {bytes}, .m = 0, .n = 0, .k = 0, .batch = 1, .dtype = DType::kBF16, .kind = kind(name)};
 }
 
 TEST(TileEfficiency, WholeTilesWasteNothing) {
@@ -54,8 +47,8 @@ TEST(TileEfficiency, PartialTilesArePadded) {
 TEST(Roofline, ALargeProductRunsAtTheCeiling) {
   const System v4 = load_system("v4:2x4x4");
   // 2 * 8192^3 / (2.75e14 * 0.9) + 1 us = 4443.5 us; its 403 MB take 385 us meanwhile
-  EXPECT_NEAR(1e6 * compute_time(v4, product(8192, 8192, 8192)).value,
-              2 * std::pow(8192, 3) / 2.475e14 * 1e6 + 1, 1e-6);
+  EXPECT_NEAR(1e6 * compute_time(v4, product(8192, 8192, 8192)).value, 2 * std::pow(8192, 3) / 2.475e14 * 1e6 + 1,
+              1e-6);
 }
 
 TEST(Roofline, FewTokensAreBoundByTheWeights) {
@@ -85,14 +78,14 @@ TEST(MeasuredCompute, ASmallProductRunsAtItsMeasuredRate) {
   // 32 lies half way between 16 and 64 in log size: sqrt(5e10 * 1e11); beyond 768 the rate stays
   EXPECT_NEAR(compute_time(cores, product(32, 768, 768, DType::kF32)).value - 1e-6,
               2.0 * 32 * 768 * 768 / std::sqrt(5e21), 1e-12);
-  EXPECT_NEAR(compute_time(cores, product(1024, 1024, 1024, DType::kF32)).value - 1e-6,
-              std::pow(1024, 3) * 2 / 2e11, 1e-12);
+  EXPECT_NEAR(compute_time(cores, product(1024, 1024, 1024, DType::kF32)).value - 1e-6, std::pow(1024, 3) * 2 / 2e11,
+              1e-12);
 }
 
 TEST(MeasuredCompute, KindsThatAreNotListedCostAsOthers) {
   const System cores = load_system_file(TEST_DATA "/two_cores.json");
   EXPECT_NEAR(1e6 * compute_time(cores, elementwise(50'000, "adamw")).value, 2 + 1,
-              1e-9);  // listed: 5e10 bytes/s
+              1e-9);                                                                       // listed: 5e10 bytes/s
   EXPECT_NEAR(1e6 * compute_time(cores, elementwise(20'000, "gelu")).value, 3 + 1, 1e-9);  // other: 2e10
 }
 

@@ -24,9 +24,7 @@ struct NamedCost : CostModel {
     return 0;
   }
   Time compute(const Op&, const Piece& piece, const ProgramSet&) const override { return of(piece); }
-  Time collective(const Collective&, const Piece& piece, const ProgramSet&) const override {
-    return of(piece);
-  }
+  Time collective(const Collective&, const Piece& piece, const ProgramSet&) const override { return of(piece); }
   Time point_to_point(const View&, const Piece& piece, const ProgramSet&) const override { return of(piece); }
 };
 
@@ -49,9 +47,7 @@ struct RandomCost : CostModel {
   Time collective(const Collective& op, const Piece& piece, const ProgramSet&) const override {
     return pick(piece, 1000 + op.src.tensor * 64 + op.dst.tensor);
   }
-  Time point_to_point(const View&, const Piece& piece, const ProgramSet&) const override {
-    return pick(piece, 5000);
-  }
+  Time point_to_point(const View&, const Piece& piece, const ProgramSet&) const override { return pick(piece, 5000); }
   bool overlaps_compute() const override { return overlaps; }
 };
 
@@ -60,21 +56,18 @@ inline View row(const Piece& piece, TensorId t) {
   return {t, 1, n, n, 0};
 }
 inline TensorId tensor(Piece& piece, Frame frame, std::int64_t offset = 0, std::int64_t count = 16) {
-  piece.tensors.push_back(
-      {"t" + std::to_string(piece.tensors.size()), {1, count}, DType::kF32, frame, offset});
+  piece.tensors.push_back({"t" + std::to_string(piece.tensors.size()), {1, count}, DType::kF32, frame, offset});
   return static_cast<TensorId>(piece.tensors.size()) - 1;
 }
 
 constexpr std::int64_t kRegion = 1 << 16;  // bytes apart of the memory behind different anchors
 constexpr std::int64_t kBuffer = 1 << 10;  // bytes apart of the values of one anchor
 
-inline std::int64_t buffer(Anchor anchor, int index) {
-  return kRegion * static_cast<int>(anchor) + kBuffer * index;
-}
+inline std::int64_t buffer(Anchor anchor, int index) { return kRegion * static_cast<int>(anchor) + kBuffer * index; }
 
 // Adds a chunk with one call of a piece that moves x over a boundary of stages.
-inline int message_chunk(ProgramSet& set, Program& program, const std::string& name, Frame frame,
-                         Anchor anchor, bool send, Direction way) {
+inline int message_chunk(ProgramSet& set, Program& program, const std::string& name, Frame frame, Anchor anchor,
+                         bool send, Direction way) {
   Piece piece{name, {}, {}, 0};
   tensor(piece, frame);
   if (send)
@@ -96,23 +89,17 @@ inline void schedule_pipeline(ProgramSet& set, Schedule schedule, int microbatch
   for (Program& p : set.stages) {
     const bool first = p.stage == 0, last = p.stage == stages - 1;
     int send_f = -1, recv_f = -1, send_b = -1, recv_b = -1;
-    if (!last)
-      send_f = message_chunk(set, p, "send.forward", Frame::kXOut, Anchor::kOutbox, true, Direction::kNext);
+    if (!last) send_f = message_chunk(set, p, "send.forward", Frame::kXOut, Anchor::kOutbox, true, Direction::kNext);
+    if (!first) recv_f = message_chunk(set, p, "recv.forward", Frame::kX, Anchor::kInbox, false, Direction::kPrevious);
     if (!first)
-      recv_f = message_chunk(set, p, "recv.forward", Frame::kX, Anchor::kInbox, false, Direction::kPrevious);
-    if (!first)
-      send_b = message_chunk(set, p, "send.backward", Frame::kD, Anchor::kGradientFlow, true,
-                             Direction::kPrevious);
+      send_b = message_chunk(set, p, "send.backward", Frame::kD, Anchor::kGradientFlow, true, Direction::kPrevious);
     if (!last)
-      recv_b =
-          message_chunk(set, p, "recv.backward", Frame::kD, Anchor::kGradientFlow, false, Direction::kNext);
+      recv_b = message_chunk(set, p, "recv.backward", Frame::kD, Anchor::kGradientFlow, false, Direction::kNext);
     int turn = 0;
     for (const StageAction& a : stage_actions(schedule, p.stage, stages, microbatches)) {
       const auto emit = [&](Action action, int chunk) {
-        Slot slot{.action = action,
-                  .microbatch = a.microbatch,
-                  .chunk = chunk,
-                  .ring = static_cast<std::uint8_t>(turn & 1)};
+        Slot slot{
+            .action = action, .microbatch = a.microbatch, .chunk = chunk, .ring = static_cast<std::uint8_t>(turn & 1)};
         for (const Anchor anchor : {Anchor::kStash, Anchor::kInbox, Anchor::kOutbox, Anchor::kGradientFlow})
           slot.anchor[static_cast<int>(anchor)] = buffer(anchor, a.microbatch % buffers);
         p.slots.push_back(slot);
@@ -178,8 +165,7 @@ inline ProgramSet random_program(std::mt19937_64& random, Schedule schedule, int
       tensor(piece, kFramesHere[below(kFramesHere.size())], 16 * below(8), 4 * (1 + below(6)));
     const bool local = below(3) == 0;
     for (int o = 0; o < ops; ++o) {
-      const View a = row(piece, below(tensors)), b = row(piece, below(tensors)),
-                 c = row(piece, below(tensors));
+      const View a = row(piece, below(tensors)), b = row(piece, below(tensors)), c = row(piece, below(tensors));
       switch (local ? 0 : below(4)) {
         case 0:
         case 1:

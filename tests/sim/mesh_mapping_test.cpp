@@ -53,8 +53,7 @@ TEST(MeshMapping, EveryMappingOfEveryShapeOf32And64ChipsIsABijection) {
 TEST(MeshMapping, NoMappingIsListedTwice) {
   for (const MeshShape& mesh : shapes_of(32)) {
     std::set<std::string> seen;
-    for (const MeshMapping& mapping : mappings(kSlice32, mesh))
-      EXPECT_TRUE(seen.insert(mapping.describe()).second);
+    for (const MeshMapping& mapping : mappings(kSlice32, mesh)) EXPECT_TRUE(seen.insert(mapping.describe()).second);
   }
 }
 

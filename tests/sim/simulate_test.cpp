@@ -95,19 +95,14 @@ ProgramSet gathered_layers(int layers) {
       .kind = CollectiveKind::kAllGather, .group = Group::kDp, .src = row(gather, 0), .dst = row(gather, 1)});
   tensor(forward, Frame::kWeights);
   tensor(forward, Frame::kX);
-  forward.ops.emplace_back(
-      Gemm{.a = row(forward, 0), .b = row(forward, 0), .c = row(forward, 1), .accumulate = true});
+  forward.ops.emplace_back(Gemm{.a = row(forward, 0), .b = row(forward, 0), .c = row(forward, 1), .accumulate = true});
   set.pieces = {gather, forward};
   Program program;
   program.weights_ring_stride = 4096;
   Chunk chunk{"forward", {}};
   for (int i = 0; i < layers; ++i)
     for (const int piece : {0, 1}) {
-      Call call{.piece = piece,
-                .block = i,
-                .layer = i,
-                .weights_ring = true,
-                .ring = static_cast<std::uint8_t>(i & 1)};
+      Call call{.piece = piece, .block = i, .layer = i, .weights_ring = true, .ring = static_cast<std::uint8_t>(i & 1)};
       call.base[static_cast<int>(Frame::kWeightShard)] = 65536 + 1024 * i;
       call.base[static_cast<int>(Frame::kX)] = 32768;
       chunk.calls.push_back(call);
@@ -120,16 +115,14 @@ ProgramSet gathered_layers(int layers) {
 
 TEST(Simulate, GathersHideBehindTheLayerBeforeThem) {
   // Only the first gather is waited for: 300 + 8 * 1000.
-  const StepReport report =
-      simulate_both(gathered_layers(8), NamedCost({{"gather", 300}, {"forward", 1000}}));
+  const StepReport report = simulate_both(gathered_layers(8), NamedCost({{"gather", 300}, {"forward", 1000}}));
   EXPECT_EQ(ps(report.step_time), 8300);
   EXPECT_EQ(ps(report.ranks[0].exposed_comm), 300);
 }
 
 TEST(Simulate, GathersThatTakeLongerThanALayerSetThePace) {
   // One gather after another, then the last layer: 8 * 1500 + 1000.
-  const StepReport report =
-      simulate_both(gathered_layers(8), NamedCost({{"gather", 1500}, {"forward", 1000}}));
+  const StepReport report = simulate_both(gathered_layers(8), NamedCost({{"gather", 1500}, {"forward", 1000}}));
   EXPECT_EQ(ps(report.step_time), 13000);
   EXPECT_EQ(ps(report.ranks[0].exposed_comm), 13000 - 8 * 1000);
 }

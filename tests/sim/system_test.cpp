@@ -162,8 +162,7 @@ TEST(BrokenSystem, EverythingWrongIsReportedAtOnce) {
     EXPECT_FALSE(d.hint.empty()) << to_string(d);
     EXPECT_FALSE(d.allowed.empty()) << to_string(d);
   }
-  EXPECT_THAT(paths, ::testing::UnorderedElementsAre("device", "memory.bytes.value",
-                                                     "compute.matmul_efficiency.value",
+  EXPECT_THAT(paths, ::testing::UnorderedElementsAre("device", "memory.bytes.value", "compute.matmul_efficiency.value",
                                                      "network.link_bytes_per_s.source", "network.speed"));
 }
 
@@ -182,8 +181,7 @@ TEST_P(BrokenSystemFile, NamesThePathWhatIsAllowedAndARemedy) {
   breakage.change(json);
   const auto file = std::filesystem::path(::testing::TempDir()) / (std::string(breakage.what) + ".json");
   std::ofstream(file) << json.dump();
-  const auto wrong =
-      what_is_wrong([&] { load_system_file(file, &breakage.file == &kV4File ? "2x4x4" : ""); });
+  const auto wrong = what_is_wrong([&] { load_system_file(file, &breakage.file == &kV4File ? "2x4x4" : ""); });
   std::filesystem::remove(file);
   ASSERT_EQ(wrong.size(), 1u);
   EXPECT_EQ(wrong[0].path, breakage.path) << to_string(wrong[0]);
@@ -196,26 +194,21 @@ INSTANTIATE_TEST_SUITE_P(
     , BrokenSystemFile,
     ::testing::Values(
         Breakage{"NoMemory", kV4File, [](Json& j) { j.erase("memory"); }, "memory"},
-        Breakage{"MoreUsableThanAll", kV4File,
-                 [](Json& j) { j["memory"]["usable_bytes"]["value"] = 40'000'000'000; },
+        Breakage{"MoreUsableThanAll", kV4File, [](Json& j) { j["memory"]["usable_bytes"]["value"] = 40'000'000'000; },
                  "memory.usable_bytes.value"},
         Breakage{"FractionOfAByte", kV4File, [](Json& j) { j["memory"]["bytes"]["value"] = 3.5e10 + 0.5; },
                  "memory.bytes.value"},
-        Breakage{"BareNumber", kV4File, [](Json& j) { j["network"]["hop_latency_us"] = 1; },
-                 "network.hop_latency_us"},
+        Breakage{"BareNumber", kV4File, [](Json& j) { j["network"]["hop_latency_us"] = 1; }, "network.hop_latency_us"},
         Breakage{"EmptySource", kV4File, [](Json& j) { j["network"]["hop_latency_us"]["source"] = ""; },
                  "network.hop_latency_us.source"},
         Breakage{"NegativeLatency", kV4File, [](Json& j) { j["network"]["hop_latency_us"]["value"] = -1; },
                  "network.hop_latency_us.value"},
-        Breakage{"StringForANumber", kV4File,
-                 [](Json& j) { j["network"]["link_bytes_per_s"]["value"] = "45 GB/s"; },
+        Breakage{"StringForANumber", kV4File, [](Json& j) { j["network"]["link_bytes_per_s"]["value"] = "45 GB/s"; },
                  "network.link_bytes_per_s.value"},
         Breakage{"ZeroBandwidth", kV4File, [](Json& j) { j["compute"]["memory_bytes_per_s"]["value"] = 0; },
                  "compute.memory_bytes_per_s.value"},
         Breakage{"UnknownType", kV4File,
-                 [](Json& j) {
-                   j["compute"]["peak_flops_per_s"]["bf17"] = j["compute"]["peak_flops_per_s"]["bf16"];
-                 },
+                 [](Json& j) { j["compute"]["peak_flops_per_s"]["bf17"] = j["compute"]["peak_flops_per_s"]["bf16"]; },
                  "compute.peak_flops_per_s.bf17"},
         Breakage{"NoPeaks", kV4File, [](Json& j) { j["compute"]["peak_flops_per_s"] = Json::object(); },
                  "compute.peak_flops_per_s"},
@@ -226,8 +219,7 @@ INSTANTIATE_TEST_SUITE_P(
         Breakage{"SliceThatIsNone", kV4File,
                  [](Json& j) { j["topology"]["slices_below_a_block"]["value"] = "2x2x1 2x2"; },
                  "topology.slices_below_a_block.value"},
-        Breakage{"UnknownWrapRule", kV4File, [](Json& j) { j["topology"]["wraps"] = "sometimes"; },
-                 "topology.wraps"},
+        Breakage{"UnknownWrapRule", kV4File, [](Json& j) { j["topology"]["wraps"] = "sometimes"; }, "topology.wraps"},
         Breakage{"MisspeltKey", kV4File,
                  [](Json& j) { j["network"]["hop_latency_ms"] = j["network"]["hop_latency_us"]; },
                  "network.hop_latency_ms"},
@@ -236,14 +228,11 @@ INSTANTIATE_TEST_SUITE_P(
         Breakage{"LinksOfSharedMemory", kCoresFile, [](Json& j) { j["network"] = parse(kV4File)["network"]; },
                  "network.model"},
         Breakage{"UnknownOperation", kCoresFile,
-                 [](Json& j) { j["compute"]["kinds"]["gem"] = j["compute"]["kinds"]["gemm"]; },
-                 "compute.kinds.gem"},
+                 [](Json& j) { j["compute"]["kinds"]["gem"] = j["compute"]["kinds"]["gemm"]; }, "compute.kinds.gem"},
         Breakage{"NoOtherKinds", kCoresFile, [](Json& j) { j["compute"]["kinds"].erase("other"); },
                  "compute.kinds.other"},
         Breakage{"UnsortedPoints", kCoresFile,
-                 [](Json& j) {
-                   std::swap(j["network"]["message"]["points"][0], j["network"]["message"]["points"][1]);
-                 },
+                 [](Json& j) { std::swap(j["network"]["message"]["points"][0], j["network"]["message"]["points"][1]); },
                  "network.message.points[1].bytes"},
         Breakage{"NoPoints", kCoresFile, [](Json& j) { j["network"]["message"]["points"] = Json::array(); },
                  "network.message.points"},

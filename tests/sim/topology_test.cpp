@@ -88,8 +88,7 @@ TEST(Topology, RoutesGoDimensionByDimension) {
   const Topology slice = open_mesh({2, 4, 4});
   // (0,0,0) to (1,2,1): x once, y twice, z once
   std::vector<int> dimensions;
-  for (const LinkId id : slice.route(0, slice.chip_at({1, 2, 1})))
-    dimensions.push_back(slice.links()[id].dimension);
+  for (const LinkId id : slice.route(0, slice.chip_at({1, 2, 1}))) dimensions.push_back(slice.links()[id].dimension);
   EXPECT_THAT(dimensions, ElementsAre(0, 1, 1, 2));
 }
 
