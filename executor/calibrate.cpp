@@ -46,7 +46,7 @@ struct Sample {
 // Steps of a small model on this rank alone; the median time of every operation of its program.
 void sample_model(MPI_Comm comm, std::int64_t width, std::int64_t tokens, std::int64_t sequences, std::int64_t vocab,
                   std::vector<Sample>& samples) {
-  constexpr int kWarmUp = 1, kSteps = 5;
+  constexpr int kWarmUp = 4, kSteps = 9;  // cores and caches take a few steps to reach their pace
   const ModelSpec model = jaxformer("calibration",
                                     {.model_dimension = width,
                                      .vocab_size = vocab,
