@@ -3,43 +3,18 @@
 // under mpirun for two.
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <chrono>
-#include <cstdlib>
-#include <map>
 #include <string>
 #include <vector>
 
+#include "executor/calibrate.h"
 #include "executor/executor.h"
-#include "executor/kernels/gemm.h"
 #include "executor/launch/launcher.h"
+#include "executor/median.h"
 #include "model/config.h"
 #include "model/lowering/lower.h"
 
 namespace meshwright {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double median(std::vector<double> v) {
-  std::nth_element(v.begin(), v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2), v.end());
-  return v[v.size() / 2];
-}
-
-// Best FLOP/s of a product of 1024 x 1024 matrices, on all ranks at once.
-double peak_rate() {
-  constexpr std::int64_t n = 1024;
-  std::vector<float> a(n * n, 0.5f), b(n * n, 0.25f), c(n * n);
-  double best = 1e9;
-  for (int i = 0; i < 10; ++i) {
-    MPI_Barrier(MPI_COMM_WORLD);
-    const auto begin = Clock::now();
-    kernels::gemm<float>(kernels::Transpose::kNo, kernels::Transpose::kNo, n, n, n, 1, a.data(), n, b.data(), n, 0,
-                         c.data(), n);
-    best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count());
-  }
-  return 2.0 * n * n * n / best;
-}
 
 void bench(const std::string& file) {
   constexpr int kWarmUp = 3, kSteps = 15;
@@ -51,7 +26,7 @@ void bench(const std::string& file) {
   const Plan plan{.mesh = {ranks, 1, 1}, .microbatches = 1};
   const ProgramSet set = lower(config.model, shape, plan);
   const std::vector<ParameterSpec> specs = parameters(config.model);
-  const double peak = peak_rate();
+  const double peak = peak_product_rate(MPI_COMM_WORLD);
   std::vector<double> wall, products, rate;
   for (const bool timeline : {false, true}) {  // the whole step undisturbed; then operation by operation
     Executor<float> executor(set, MPI_COMM_WORLD, {.seed = 1, .timeline = timeline});

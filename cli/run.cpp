@@ -269,9 +269,9 @@ int run(const Options& options, const Invocation& invocation) {
     throw InputError(Diagnostic{"--data", "", Json(options.data).dump(-1, ' ', false, Json::error_handler_t::replace),
                                 "a text file, a .npy file, or a folder of .npy files",
                                 "there is nothing of this name"});
+  if (!options.rehearse && !fits(config, system, chosen.plan)) return kNothingFeasible;
   if (!options.trace.empty() && !std::ofstream(options.trace, std::ios::app))
     throw InputError(Diagnostic{"--trace", "", options.trace, "a file that can be written", "make its folder first"});
-  if (!options.rehearse && !fits(config, system, chosen.plan)) return kNothingFeasible;
   return start_ranks(options, config, system, chosen, invocation);
 }
 

@@ -13,6 +13,7 @@
 #include "executor/comm/collectives.h"
 #include "executor/executor.h"
 #include "executor/kernels/gemm.h"
+#include "executor/median.h"
 #include "model/lowering/lower.h"
 #include "model/program/op_work.h"
 
@@ -23,12 +24,6 @@ using Json = nlohmann::ordered_json;
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
-
-double median(std::vector<double> v) {
-  const auto middle = v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2);
-  std::nth_element(v.begin(), middle, v.end());
-  return *middle;
-}
 
 std::string processor() {
   std::ifstream info("/proc/cpuinfo");
@@ -129,21 +124,6 @@ Json fit_kind(const std::vector<Sample>& samples, const Json& source) {
           {"flops_per_s", {{"f32", {{"source", source}, {"points", points}}}}}};
 }
 
-// FLOP/s of one large product, all ranks at once: what utilisation is measured against.
-double peak_rate(MPI_Comm comm) {
-  constexpr std::int64_t n = 1024;
-  std::vector<float> a(n * n, 0.5f), b(n * n, 0.25f), c(n * n);
-  std::vector<double> seconds;
-  for (int i = 0; i < 8; ++i) {
-    MPI_Barrier(comm);
-    const auto begin = Clock::now();
-    kernels::gemm<float>(kernels::Transpose::kNo, kernels::Transpose::kNo, n, n, n, 1, a.data(), n, b.data(), n, 0,
-                         c.data(), n);
-    seconds.push_back(seconds_since(begin));
-  }
-  return 2.0 * n * n * n / *std::min_element(seconds.begin(), seconds.end());
-}
-
 // Median seconds of run() on the slowest rank of `comm`, after a warm-up.
 template <class F>
 double timed(MPI_Comm comm, F&& run) {
@@ -220,6 +200,20 @@ Json measure_network(MPI_Comm comm, const Json& source) {
 
 }  // namespace
 
+double peak_product_rate(MPI_Comm comm) {
+  constexpr std::int64_t n = 1024;
+  std::vector<float> a(n * n, 0.5f), b(n * n, 0.25f), c(n * n);
+  std::vector<double> seconds;
+  for (int i = 0; i < 8; ++i) {
+    MPI_Barrier(comm);
+    const auto begin = Clock::now();
+    kernels::gemm<float>(kernels::Transpose::kNo, kernels::Transpose::kNo, n, n, n, 1, a.data(), n, b.data(), n, 0,
+                         c.data(), n);
+    seconds.push_back(seconds_since(begin));
+  }
+  return 2.0 * n * n * n / *std::min_element(seconds.begin(), seconds.end());
+}
+
 Json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& progress) {
   int rank = 0, ranks = 0;
   MPI_Comm_rank(comm, &rank);
@@ -231,7 +225,7 @@ Json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& pro
   const auto quantity = [&](auto v) { return Json{{"value", v}, {"source", source}}; };
 
   say("peak of matrix products");
-  const double peak = peak_rate(comm);
+  const double peak = peak_product_rate(comm);
   std::vector<Sample> samples;
   for (const auto& [width, tokens, sequences, vocab] :
        {std::array<std::int64_t, 4>{64, 64, 4, 512}, {128, 128, 4, 2048}, {256, 256, 4, 4096}}) {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "executor/median.h"
 #include "model/input/diagnostics.h"
 
 namespace meshwright {
@@ -76,13 +77,6 @@ std::vector<RankCount> gather_counts(const RankCount& mine, MPI_Comm comm) {
   return counts;
 }
 
-double median(std::vector<double> values) {
-  if (values.size() > 4) values.erase(values.begin(), values.begin() + 2);
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
 }  // namespace
 
 TrainSummary train(const ProgramSet& set, const ModelSpec& model, const TrainingConfig& config, MPI_Comm comm,
@@ -123,7 +117,8 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
     if (executor.mesh().rank() == 0 && on_step)
       on_step({step, lr, worst[0], static_cast<std::int64_t>(worst[1]), std::move(result)});
   }
-  if (!seconds.empty()) summary.median_step_s = median(seconds);
+  if (seconds.size() > 4) seconds.erase(seconds.begin(), seconds.begin() + 2);  // the first two warm up
+  if (!seconds.empty()) summary.median_step_s = median(std::move(seconds));
   summary.ranks = gather_counts(count, executor.mesh().all());
   return summary;
 }
