@@ -11,6 +11,7 @@
 
 #include "executor/data/cache.h"
 #include "executor/launch/launcher.h"
+#include "model/input/content_key.h"
 #include "planner/system_evaluator.h"
 #include "reports/figures.h"
 

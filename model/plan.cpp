@@ -5,6 +5,7 @@
 #include <charconv>
 #include <limits>
 
+#include "model/input/content_key.h"
 #include "model/input/diagnostics.h"
 
 namespace meshwright {
@@ -13,6 +14,8 @@ std::string to_text(const Plan& plan) {
   return fmt::format("{},schedule={},microbatches={},fsdp={},recompute={}", to_string(plan.mesh), name(plan.schedule),
                      plan.microbatches, plan.fsdp, name(plan.recompute));
 }
+
+std::string plan_id(const Plan& plan) { return content_key(to_text(plan)).substr(0, 8); }
 
 namespace {
 

@@ -33,4 +33,7 @@ struct Plan {
 std::string to_text(const Plan& plan);
 Plan parse_plan(std::string_view text);
 
+// What tables, JSON, the database and --plan call a plan: the first 8 hexadecimal digits of content_key(to_text(plan)).
+std::string plan_id(const Plan& plan);
+
 }  // namespace meshwright

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <type_traits>
 
+#include "model/input/content_key.h"
 #include "planner/sqlite.h"
 
 namespace meshwright {
@@ -116,12 +117,6 @@ std::string utc_now() {
 }
 
 // FNV-1a, 64 bit, in hexadecimal: for finding rows; equality is decided by the texts themselves.
-std::string hash(std::string_view text) {
-  std::uint64_t h = 0xcbf29ce484222325;
-  for (const char c : text) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3;
-  return fmt::format("{:016x}", h);
-}
-
 StoredPlan read_plan(const Database& db, Statement& s) {
   StoredPlan stored{.id = s.integer(), .search = s.integer(), .rank = s.integer()};
   visit_fields(stored.result, [&](std::string_view, auto& field) { get(db, s, field); });
@@ -243,10 +238,10 @@ std::int64_t Store::save(const SearchKey& key, const SearchResult& result) {
                    insert("searches",
                           "config_hash, config_json, system, system_hash, system_description, created, evaluated, "
                           "fitting, elapsed_s"));
-  search.bind(hash(key.config_json))
+  search.bind(content_key(key.config_json))
       .bind(key.config_json)
       .bind(key.system)
-      .bind(hash(key.system_description))
+      .bind(content_key(key.system_description))
       .bind(key.system_description)
       .bind(utc_now())
       .bind(result.evaluated)
@@ -301,8 +296,8 @@ std::optional<std::int64_t> Store::latest(const SearchKey& key) const {
       *db_,
       "SELECT id FROM searches WHERE config_hash = ? AND system_hash = ? AND system = ? AND config_json = ? AND "
       "system_description = ? ORDER BY id DESC LIMIT 1");
-  s.bind(hash(key.config_json))
-      .bind(hash(key.system_description))
+  s.bind(content_key(key.config_json))
+      .bind(content_key(key.system_description))
       .bind(key.system)
       .bind(key.config_json)
       .bind(key.system_description);

@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <system_error>
 
@@ -19,16 +18,6 @@ std::filesystem::path default_cache_folder() {
   if (const auto xdg = from("XDG_CACHE_HOME"); !xdg.empty()) return xdg / "meshwright";
   if (const auto home = from("HOME"); !home.empty()) return home / ".cache" / "meshwright";
   return std::filesystem::temp_directory_path() / "meshwright-cache";
-}
-
-std::string content_key(std::string_view bytes, std::string_view seed) {
-  std::uint64_t hash = 0xcbf29ce484222325;
-  for (const std::string_view part : {seed, bytes}) {
-    for (const char c : part) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
-  }
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
-  return text;
 }
 
 void write_atomically(const std::filesystem::path& path,

@@ -13,10 +13,6 @@ namespace meshwright {
 // under the system's temporary one. Not created here.
 std::filesystem::path default_cache_folder();
 
-// 16 hexadecimal digits of the 64-bit FNV-1a hash of `bytes`: a key for file names, not a protection against
-// forgery. `seed`: the text that the hash goes on from, "" for none.
-std::string content_key(std::string_view bytes, std::string_view seed = "");
-
 // Calls write(temporary name) in the folder of `path`, which is made if need be, and renames the result to
 // `path`: whoever reads `path`, in whatever process, sees a whole file or none. The temporary file is removed
 // if write throws. Throws InputError, naming the folder, where nothing can be written.

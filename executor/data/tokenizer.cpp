@@ -12,6 +12,7 @@
 
 #include "executor/data/cache.h"
 #include "executor/data/npy.h"
+#include "model/input/content_key.h"
 #include "model/input/diagnostics.h"
 
 namespace meshwright {

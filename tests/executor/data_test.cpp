@@ -166,13 +166,6 @@ TEST_F(Npy, says_where_a_token_beyond_the_vocabulary_stands) {
   EXPECT_THAT(message([&] { read_npy_tokens(negative, 100); }), HasSubstr("element 1 = -1"));
 }
 
-TEST(Cache, keys_are_fnv_1a_hashes) {
-  EXPECT_EQ(content_key(""), "cbf29ce484222325");  // published test vectors of FNV-1a, 64 bits
-  EXPECT_EQ(content_key("a"), "af63dc4c8601ec8c");
-  EXPECT_EQ(content_key("foobar"), "85944171f73967e8");
-  EXPECT_EQ(content_key("bar", "foo"), content_key("foobar"));
-}
-
 TEST_F(Data, a_write_that_fails_leaves_nothing_behind) {
   EXPECT_THROW(write_atomically(folder / "x" / "file",
                                 [](const fs::path& temporary) {
