@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cmath>
 
+#include "executor/kernels/row_sums.h"
 #include "executor/kernels/vector_math.h"
 
 namespace meshwright::kernels {
@@ -34,20 +36,12 @@ template <class Real>
 void column_sum(std::int64_t rows, std::int64_t n, const Real* x, std::int64_t ld, bool accumulate, std::int64_t repeat,
                 Real* out) {
   assert(repeat >= 1);
-  constexpr std::int64_t kColumns = 256;  // sums of so many columns stay in L1
-  Real sums[kColumns];
-  for (std::int64_t first = 0; first < n; first += kColumns) {
-    const std::int64_t columns = std::min(kColumns, n - first);
-    std::fill(sums, sums + columns, Real(0));
-    for (std::int64_t r = 0; r < rows; ++r) add(columns, x + r * ld + first, sums);
-    for (std::int64_t q = 0; q < repeat; ++q) {
-      Real* target = out + q * n + first;
-      if (accumulate) {
-        add(columns, sums, target);
-      } else {
-        std::copy(sums, sums + columns, target);
-      }
-    }
+  double totals[kSumColumns];
+  for (std::int64_t first = 0; first < n; first += kSumColumns) {
+    const std::int64_t columns = std::min(kSumColumns, n - first);
+    sum_rows<Real>(
+        rows, columns, [&](std::int64_t r, Real* sums) { add(columns, x + r * ld + first, sums); }, totals);
+    for (std::int64_t q = 0; q < repeat; ++q) store_sums(columns, totals, accumulate, out + q * n + first);
   }
 }
 
@@ -56,12 +50,16 @@ namespace {
 constexpr double kTwiceRootTwoOverPi = 1.5957691216057307117597842397375;  // 2 * sqrt(2/pi)
 constexpr double kCubic = 0.044715;
 
+// From here on gelu(u) is u, its derivative 1, and at -u both are 0, to the last place: e^2z is e^603, which double can hold.
+// What comes out at the end of this range stands for all that lies beyond, where u^3 and e^2z overflow and inf * 0 is NaN.
+constexpr double kFlat = 20;
+
 }  // namespace
 
 template <class Real>
 void gelu(std::int64_t n, const Real* u, Real* a) {
   for (std::int64_t i = 0; i < n; ++i) {
-    const Real x = u[i];
+    const Real x = u[i] < Real(-kFlat) ? Real(-kFlat) : u[i];  // NaN stays NaN
     a[i] = x * logistic(Real(kTwiceRootTwoOverPi) * x * (Real(1) + Real(kCubic) * x * x));
   }
 }
@@ -69,7 +67,8 @@ void gelu(std::int64_t n, const Real* u, Real* a) {
 template <class Real>
 void gelu_backward(std::int64_t n, const Real* u, const Real* da, Real* du) {
   for (std::int64_t i = 0; i < n; ++i) {
-    const Real x = u[i];
+    const Real above = u[i] < Real(-kFlat) ? Real(-kFlat) : u[i];
+    const Real x = above > Real(kFlat) ? Real(kFlat) : above;
     const Real e = fast_exp(-Real(kTwiceRootTwoOverPi) * x * (Real(1) + Real(kCubic) * x * x));
     const Real s = Real(1) / (Real(1) + e);  // so 1 - s = e * s, without cancellation
     const Real slope = Real(kTwiceRootTwoOverPi) * (Real(1) + Real(3 * kCubic) * x * x);

@@ -20,17 +20,19 @@ template <class Real>
 void add_bias(std::int64_t rows, std::int64_t n, const Real* bias, Real* x, std::int64_t ld);
 
 // out[q*n + c] = sum over rows of x(r, c), for every q < repeat, added to what is there if `accumulate`. rows
-// may be 0.
+// may be 0. Summed in blocks (row_sums.h): the error does not grow with the rows.
 template <class Real>
 void column_sum(std::int64_t rows, std::int64_t n, const Real* x, std::int64_t ld, bool accumulate, std::int64_t repeat,
                 Real* out);
 
 // a = gelu(u) = u/2 * (1 + tanh(z)) = u * logistic(2z),  z = sqrt(2/pi) * (u + 0.044715 u^3).   In place
-// allowed. Hendrycks & Gimpel 2016. float: error below 3e-7 * max(1, |a|); double: as std::exp.
+// allowed. Hendrycks & Gimpel 2016. float: error below 3e-7 * max(1, |a|); double: as std::exp. On the whole real
+// line: u at +infinity, 0 (to 1e-36) at -infinity. NaN stays NaN.
 template <class Real>
 void gelu(std::int64_t n, const Real* u, Real* a);
 
-// du = da * gelu'(u),  gelu'(u) = s + u * s * (1 - s) * 2z',  s = logistic(2z).   du may be da or u.
+// du = da * gelu'(u),  gelu'(u) = s + u * s * (1 - s) * 2z',  s = logistic(2z).   du may be da or u. On the whole real
+// line: 1 at +infinity, 0 (to 1e-34) at -infinity. NaN stays NaN.
 template <class Real>
 void gelu_backward(std::int64_t n, const Real* u, const Real* da, Real* du);
 

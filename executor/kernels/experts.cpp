@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "executor/kernels/elementwise.h"
+#include "executor/kernels/row_sums.h"
 #include "executor/kernels/vector_math.h"
 
 namespace meshwright::kernels {
@@ -112,12 +113,20 @@ void expert_add_bias(const ExpertRows& experts, std::int64_t n, const Real* bias
 template <class Real>
 void expert_column_sum(const ExpertRows& experts, std::int64_t n, const Real* x, const Real* row_gate, Real scale,
                        bool accumulate, Real* out) {
+  double totals[kSumColumns];
   for (std::int64_t e = 0; e < experts.experts; ++e) {
-    Real* target = out + e * n;
-    if (!accumulate) std::fill_n(target, n, Real(0));
-    for (std::int64_t r = e * experts.row_capacity; r < e * experts.row_capacity + experts.rows[e]; ++r) {
-      const Real weight = row_gate ? scale * row_gate[r] : scale;
-      for (std::int64_t c = 0; c < n; ++c) target[c] += weight * x[r * n + c];
+    const std::int64_t begin = e * experts.row_capacity;
+    for (std::int64_t first = 0; first < n; first += kSumColumns) {
+      const std::int64_t columns = std::min(kSumColumns, n - first);
+      sum_rows<Real>(
+          experts.rows[e], columns,
+          [&](std::int64_t r, Real* sums) {
+            const Real* row = x + (begin + r) * n + first;
+            const Real weight = row_gate ? scale * row_gate[begin + r] : scale;
+            for (std::int64_t c = 0; c < columns; ++c) sums[c] += weight * row[c];
+          },
+          totals);
+      store_sums(columns, totals, accumulate, out + e * n + first);
     }
   }
 }

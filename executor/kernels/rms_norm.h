@@ -26,7 +26,7 @@ struct RmsNormGradients {
 
 // With n = x * rstd and g = dy * gamma:
 //   dx += rstd * (g - n * mean over c of g*n)
-//   dgamma = sum over rows of dy * n;   dbeta = sum over rows of dy
+//   dgamma = sum over rows of dy * n;   dbeta = sum over rows of dy      in blocks (row_sums.h)
 // dx may be dy if it is overwritten.
 template <class Real>
 void rms_norm_backward(std::int64_t rows, std::int64_t width, const Real* x, const Real* rstd, const Real* gamma,

@@ -40,6 +40,52 @@ TEST(Gelu, of_large_floats_stays_finite) {
   EXPECT_FLOAT_EQ(du[3], 1.f);
 }
 
+// Every power of two that the type has, both signs, with some numbers between; and densely where the function bends.
+template <class Real>
+std::vector<Real> whole_line() {
+  using Limits = std::numeric_limits<Real>;
+  std::vector<Real> u = {0, -0.0, Limits::max(), Limits::lowest(), Limits::denorm_min(), -Limits::denorm_min()};
+  for (int exponent = Limits::min_exponent - 1; exponent < Limits::max_exponent; ++exponent)
+    for (const double mantissa : {1.0, 1.3, 1.9})
+      for (const double sign : {-1.0, 1.0}) u.push_back(static_cast<Real>(sign * std::ldexp(mantissa, exponent)));
+  for (double at = -40; at <= 40; at += 0.01) u.push_back(static_cast<Real>(at));
+  return u;
+}
+
+TYPED_TEST(Elementwise, gelu_and_its_derivative_are_right_on_the_whole_real_line) {
+  using Real = TypeParam;
+  const std::vector<Real> u = whole_line<Real>(), ones(u.size(), Real(1));
+  auto a = unwritten<Real>(u.size()), du = unwritten<Real>(u.size());
+  gelu<Real>(u.size(), u.data(), a.data());
+  gelu_backward<Real>(u.size(), u.data(), ones.data(), du.data());
+  const double tolerance = sizeof(Real) == 4 ? 1e-6 : 1e-13;
+  for (std::size_t i = 0; i < u.size(); ++i) {
+    // 1 - tanh^2 = 1 / cosh^2; long double reaches 1e4932, so that nothing overflows on the way.
+    const long double x = u[i], z = std::sqrt(2 / M_PIl) * (x + 0.044715L * x * x * x);
+    const long double slope = std::sqrt(2 / M_PIl) * (1 + 3 * 0.044715L * x * x), cosh = std::cosh(z);
+    const auto value = static_cast<double>(x / 2 * (1 + std::tanh(z)));
+    const auto derivative = static_cast<double>((1 + std::tanh(z)) / 2 + x / 2 / cosh / cosh * slope);
+    ASSERT_NEAR(a[i], value, tolerance * std::max(1.0, std::abs(value))) << "gelu at " << u[i];
+    ASSERT_NEAR(du[i], derivative, tolerance) << "derivative at " << u[i];
+  }
+}
+
+TYPED_TEST(Elementwise, gelu_of_infinities_is_its_limit_and_of_nan_is_nan) {
+  using Real = TypeParam;
+  const Real inf = std::numeric_limits<Real>::infinity(), nan = std::numeric_limits<Real>::quiet_NaN();
+  const std::vector<Real> u = {-inf, inf, nan}, ones(3, Real(1));
+  std::vector<Real> du(3);
+  gelu_backward<Real>(3, u.data(), ones.data(), du.data());
+  EXPECT_NEAR(du[0], 0, 1e-34);
+  EXPECT_EQ(du[1], Real(1));
+  EXPECT_TRUE(std::isnan(du[2]));
+  std::vector<Real> a(3);
+  gelu<Real>(3, u.data(), a.data());
+  EXPECT_NEAR(a[0], 0, 1e-36);
+  EXPECT_EQ(a[1], inf);
+  EXPECT_TRUE(std::isnan(a[2]));
+}
+
 TEST(Gelu, backward_is_its_derivative) {
   const Values u = random_values(200, 2, -5, 5), da = random_values(200, 3);
   Values du = unwritten<double>(200);
