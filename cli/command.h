@@ -14,6 +14,7 @@ enum ExitCode : int {
   kInternalError = 1,
   kBadInput = 2,
   kNothingFeasible = 3,  // no plan fits, or the one that was asked for does not
+  kDiverged = 4,         // a loss or gradient was not finite: training stopped before it reached the weights
 };
 
 // How this process was called, and what is to be done once the command line is read.

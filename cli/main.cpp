@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "cli/command.h"
+#include "executor/diverged.h"
 #include "executor/launch/launcher.h"
 #include "executor/launch/mpi_session.h"
 #include "model/input/json_reader.h"
@@ -55,7 +56,8 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(
       "Exit codes: 0 done; 1 internal error; 2 bad input (each fault on stderr with path, value and hint);\n"
-      "            3 nothing feasible: no plan fits in memory, or the one that was asked for does not.\n"
+      "            3 nothing feasible: no plan fits in memory, or the one that was asked for does not;\n"
+      "            4 diverged: a loss or gradient was not finite, and training stopped before it reached the weights.\n"
       "Data go to stdout, progress and log to stderr.\n"
       "Examples:\n"
       "  meshwright params configs/jaxformer-moe1b.json\n"
@@ -85,6 +87,8 @@ int main(int argc, char** argv) {
     return code;
   } catch (const InputError& error) {
     return fail(kBadInput, fmt::format("{}\n", error.what()));
+  } catch (const Diverged& error) {
+    return fail(kDiverged, fmt::format("{}\n", error.what()));
   } catch (const std::exception& error) {
     return fail(kInternalError, fmt::format("internal error: {}\n", error.what()));
   }

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "executor/comm/byte_counter.h"
 #include "executor/kernels/adamw.h"
@@ -54,6 +55,7 @@ class Executor<Real>::Interpreter {
     fill_tokens();
     for (const Slot& slot : e_.program_.slots) {
       slot_ = &slot;
+      if (slot.action == Action::kUpdate) require_finite();
       if (slot.microbatch >= 0) number_sequences(slot.microbatch);
       for (const Call& call : e_.program_.chunks[slot.chunk].calls) {
         call_ = &call;
@@ -108,6 +110,15 @@ class Executor<Real>::Interpreter {
     const std::int64_t first =
         (static_cast<std::int64_t>(microbatch) * mesh_.shape().dp + mesh_.coordinates().dp) * step.microbatch;
     for (std::int64_t b = 0; b < step.microbatch; ++b) sequences_[static_cast<std::size_t>(b)] = first + b;
+  }
+
+  // The sums are complete here, and the same on every rank: all go on, or all stop.
+  void require_finite() {
+    for (const Metric sum : {kSquaredNorm, kCrossEntropySum, kBalanceSum}) {
+      if (std::isfinite(metrics_[sum])) continue;
+      for (Sent& s : pending_) s.send.wait();
+      e_.stop_diverged(input_.step, metrics_);
+    }
   }
 
   void fill_tokens() {
@@ -487,16 +498,7 @@ void Executor<Real>::load_parameters(const ParameterSource& value) {
 }
 
 template <class Real>
-StepResult Executor<Real>::run_step(const StepInput& input) {
-  const std::int64_t flops = kernels::flop_count();
-  reset_traffic();
-  Interpreter interpreter(*this, input);
-  const auto begin = Clock::now();
-  interpreter.run();
-  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-
-  StepResult r;
-  const double* sums = interpreter.metrics();
+void Executor<Real>::set_losses(const double* sums, StepResult& r) const {
   const auto sequences = static_cast<double>(set_.step.sequences);
   r.cross_entropy = sums[kCrossEntropySum] / (sequences * static_cast<double>(set_.step.tokens));
   r.balance = set_.experts ? sums[kBalanceSum] / sequences * static_cast<double>(set_.experts) /
@@ -506,6 +508,56 @@ StepResult Executor<Real>::run_step(const StepInput& input) {
   r.gradient_norm = std::sqrt(sums[kSquaredNorm]);
   r.dropped = sums[kDroppedSum];
   for (std::int64_t e = 0; e < set_.experts; ++e) r.load.push_back(sums[kLoadFirst + e] / sequences);
+}
+
+template <class Real>
+void Executor<Real>::stop_diverged(std::int64_t step, const double* sums) const {
+  constexpr int kFinite = std::numeric_limits<int>::max();
+  std::vector<int> lowest_rank(set_.parameters.size(), kFinite);  // with an element that is not finite
+  for (const BlockState& s : state_)
+    for (const Unit& unit : set_.blocks[static_cast<std::size_t>(s.block)].units) {
+      const int shards = s.master_sharded ? set_.mesh.dp : 1;
+      const std::int64_t n = unit.padded / shards, begin = s.master_sharded ? mesh_.coordinates().dp * n : 0;
+      const Real* mine = reinterpret_cast<const Real*>(arena_.data() + s.grad_shard) + unit.offset / shards;
+      for (const ParameterPlacement& p : unit.parameters) {
+        const std::int64_t first = std::max(begin, p.offset),
+                           end = std::min(begin + n, p.offset + elements(p.local_shape));
+        for (std::int64_t i = first; i < end; ++i)
+          if (!std::isfinite(mine[i - begin])) {
+            lowest_rank[static_cast<std::size_t>(p.parameter)] = mesh_.rank();
+            break;
+          }
+      }
+    }
+  MPI_Allreduce(MPI_IN_PLACE, lowest_rank.data(), static_cast<int>(lowest_rank.size()), MPI_INT, MPI_MIN, mesh_.all());
+
+  StepResult losses;
+  set_losses(sums, losses);
+  Diverged::Facts facts{.step = step,
+                        .loss = losses.loss,
+                        .gradient_norm = losses.gradient_norm,
+                        .of_tensors = static_cast<int>(lowest_rank.size())};
+  for (std::size_t parameter = 0; parameter < lowest_rank.size(); ++parameter) {
+    if (lowest_rank[parameter] == kFinite) continue;
+    if (facts.tensors++ > 0) continue;
+    facts.tensor = set_.parameters[parameter].name;
+    facts.rank = lowest_rank[parameter];
+    facts.stage = facts.rank / set_.mesh.tp % set_.mesh.pp;
+  }
+  throw Diverged(std::move(facts));
+}
+
+template <class Real>
+StepResult Executor<Real>::run_step(const StepInput& input) {
+  const std::int64_t flops = kernels::flop_count();
+  reset_traffic();
+  Interpreter interpreter(*this, input);
+  const auto begin = Clock::now();
+  interpreter.run();
+  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+
+  StepResult r;
+  set_losses(interpreter.metrics(), r);
   r.routed_rows = interpreter.take_routed_rows();
   r.report.rank = mesh_.coordinates();
   r.report.end = {seconds};
@@ -528,7 +580,10 @@ std::vector<std::vector<Real>> Executor<Real>::gather(State what) {
     for (const Unit& unit : set_.blocks[static_cast<std::size_t>(s.block)].units) {
       const int shards = s.master_sharded ? set_.mesh.dp : 1;
       const std::int64_t n = unit.padded / shards;
-      const std::int64_t base = what == State::kParameters ? s.master : s.grad_shard;
+      const std::int64_t base = what == State::kParameters ? s.master
+                                : what == State::kMoment1  ? s.moment1
+                                : what == State::kMoment2  ? s.moment2
+                                                           : s.grad_shard;
       const Real* mine = reinterpret_cast<const Real*>(arena_.data() + base) + unit.offset / shards;
       whole.resize(static_cast<std::size_t>(unit.padded));
       if (s.master_sharded)

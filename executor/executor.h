@@ -11,6 +11,7 @@
 #include "executor/arena.h"
 #include "executor/comm/collectives.h"
 #include "executor/comm/mesh_comm.h"
+#include "executor/diverged.h"
 #include "executor/kernels/rope.h"
 #include "executor/routing_record.h"
 #include "model/accounting.h"
@@ -63,11 +64,13 @@ class Executor {
   using ParameterSource = std::function<void(int parameter, std::int64_t first, std::int64_t n, Real* out)>;
   void load_parameters(const ParameterSource& value);
 
+  // Collective. Throws Diverged, on all ranks, if the gradients' norm or the loss is not finite: before the update, so
+  // that weights and moments stay as they were.
   StepResult run_step(const StepInput& input);
 
   // Whole tensors from all ranks' parts, for tests and small models: [parameter][element], the same on every rank.
   // Gradients are those of the last step, before clipping. Collective.
-  enum class State { kParameters, kGradients };
+  enum class State { kParameters, kGradients, kMoment1, kMoment2 };
   std::vector<std::vector<Real>> gather(State state);
 
   // Sees every chunk of logits before it becomes gradients; for tests.
@@ -75,6 +78,10 @@ class Executor {
 
  private:
   class Interpreter;
+
+  // Loss and what it is made of, from the sums over the step.
+  void set_losses(const double* sums, StepResult& result) const;
+  [[noreturn]] void stop_diverged(std::int64_t step, const double* sums) const;  // collective
 
   const ProgramSet& set_;
   ExecutorOptions options_;

@@ -8,7 +8,6 @@
 #include <nlohmann/json.hpp>
 
 #include "executor/median.h"
-#include "model/input/diagnostics.h"
 
 namespace meshwright {
 namespace {
@@ -79,6 +78,10 @@ std::vector<RankCount> gather_counts(const RankCount& mine, MPI_Comm comm) {
 
 }  // namespace
 
+bool loss_has_grown(double loss, double first_loss, std::int64_t vocabulary) {
+  return loss > 2 * std::max(first_loss, std::log(static_cast<double>(vocabulary)));
+}
+
 TrainSummary train(const ProgramSet& set, const ModelSpec& model, const TrainingConfig& config, MPI_Comm comm,
                    Batches& data, const TrainOptions& options, const std::function<void(const TrainedStep&)>& on_step) {
   const auto seed = static_cast<std::uint64_t>(config.seed);
@@ -92,27 +95,44 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
   TrainSummary summary;
   std::vector<double> seconds;
   RankCount count;
+  bool warned = false;
   using Clock = std::chrono::steady_clock;
   MPI_Barrier(executor.mesh().all());
   for (std::int64_t step = 0; step < options.steps; ++step) {
     const auto begin = Clock::now();
     const double lr = learning_rate(config.lr, step);
-    StepResult result =
-        executor.run_step({.step = step, .learning_rate = lr, .fill = [&](int m, std::int32_t* in, std::int32_t* out) {
-                             data.read(step, m, at.dp, at.tp * own, own, {in, held}, {out, held});
-                           }});
+    StepResult result;
+    try {
+      result = executor.run_step(
+          {.step = step, .learning_rate = lr, .fill = [&](int m, std::int32_t* in, std::int32_t* out) {
+             data.read(step, m, at.dp, at.tp * own, own, {in, held}, {out, held});
+           }});
+    } catch (const Diverged& e) {
+      const std::string before =
+          step > 0 ? fmt::format("the loss of step {} was {:.6g}; ", step, summary.last_loss) : "";
+      const std::string balance = config.alpha > 0 ? fmt::format(", or lower alpha (now {})", config.alpha) : "";
+      throw Diverged(e.facts(),
+                     fmt::format("{}hint: lower lr.max_lr (now {}), warm up longer (lr.warmup_steps, now {}), "
+                                 "clip more (grad_clip_norm, now {}){}",
+                                 before, config.lr.max_lr, config.lr.warmup_steps, config.grad_clip_norm, balance));
+    }
     // The slowest rank's step, and the largest arena.
     double worst[2] = {std::chrono::duration<double>(Clock::now() - begin).count(),
                        static_cast<double>(result.report.peak_bytes.value)};
     MPI_Allreduce(MPI_IN_PLACE, worst, 2, MPI_DOUBLE, MPI_MAX, executor.mesh().all());
-    if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm))
-      throw InputError(Diagnostic{
-          config.name, "lr.max_lr", fmt::format("{}", config.lr.max_lr), "a rate at which training stays finite",
-          fmt::format("step {} ended with loss {} and gradient norm {}: lower it, or warm up longer", step, result.loss,
-                      result.gradient_norm)});
     seconds.push_back(worst[0]);
     if (step == 0) summary.first_loss = result.loss;
     summary.last_loss = result.loss;
+    if (!warned && loss_has_grown(result.loss, summary.first_loss, model.vocab)) {
+      warned = true;
+      if (executor.mesh().rank() == 0 && options.warn)
+        options.warn(
+            fmt::format("step {}: the loss is {:.6g}; the first step's was {:.4g}, and guessing costs ln({}) = {:.4g}. "
+                        "Training may "
+                        "be diverging: lower lr.max_lr (now {}) or warm up longer (lr.warmup_steps, now {})",
+                        step + 1, result.loss, summary.first_loss, model.vocab,
+                        std::log(static_cast<double>(model.vocab)), config.lr.max_lr, config.lr.warmup_steps));
+    }
     count = {result.report, result.routed_rows};
     if (executor.mesh().rank() == 0 && on_step)
       on_step({step, lr, worst[0], static_cast<std::int64_t>(worst[1]), std::move(result)});

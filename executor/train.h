@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "executor/data/batches.h"
@@ -37,12 +38,18 @@ struct TrainSummary {
 
 struct TrainOptions {
   std::int64_t steps = 1;
-  bool timeline = false;  // the counted reports of the last step have an interval per operation
+  bool timeline = false;                         // the counted reports of the last step have an interval per operation
+  std::function<void(const std::string&)> warn;  // called on rank 0: once a run, when the loss has grown
 };
+
+// Whether a loss says that training goes astray: more than twice the first step's, or more than twice what guessing among
+// all tokens costs, ln(vocabulary), whichever is larger.
+bool loss_has_grown(double loss, double first_loss, std::int64_t vocabulary);
 
 // Collective over `comm` (set.mesh.ranks() ranks). `data` must be shaped for set.step. Initial weights and dropout are
 // drawn from config.seed, learning rates and clipping follow the config. `model` is the one that `set` was lowered from.
-// on_step is called on rank 0 after every step. Throws InputError on all ranks if the loss is not finite.
+// on_step is called on rank 0 after every step. Throws Diverged (executor/diverged.h), with what to try, on all ranks if
+// the loss or a gradient is not finite: that step's update is not made.
 TrainSummary train(const ProgramSet& set, const ModelSpec& model, const TrainingConfig& config, MPI_Comm comm,
                    Batches& data, const TrainOptions& options, const std::function<void(const TrainedStep&)>& on_step);
 
