@@ -77,8 +77,9 @@ bool print_config(const ConfigOptions& options, const TrainingConfig& config) {
 std::filesystem::path calibration_file() {
   std::array<char, 256> host{};
   gethostname(host.data(), host.size() - 1);
-  // Of the whole machine: a rank that is bound to one core must find the same file.
-  const std::string machine = fmt::format("{}, {} processors", host.data(), sysconf(_SC_NPROCESSORS_ONLN));
+  // Of the whole machine: a rank that is bound to one core must find the same file. Another quota is another machine.
+  const std::string machine = fmt::format("{}, {} processors, quota {:.2f}", host.data(), sysconf(_SC_NPROCESSORS_ONLN),
+                                          cpu_quota().value_or(0));
   return default_cache_folder() / fmt::format("local-{}.json", content_key(machine));
 }
 

@@ -1,6 +1,5 @@
 #include "executor/launch/launcher.h"
 
-#include <sched.h>
 #include <sys/prctl.h>
 #include <sys/statvfs.h>
 #include <sys/uio.h>
@@ -15,12 +14,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <initializer_list>
-#include <set>
 #include <string_view>
 #include <system_error>
-#include <utility>
 
 #include "model/input/diagnostics.h"
 
@@ -94,25 +90,8 @@ void expect_started_ranks(int needed, const std::string& plan) {
       .hint = "use mpirun -n " + std::to_string(needed) + ", or leave mpirun out: the ranks are then started for you"});
 }
 
-int available_cores() {
-  cpu_set_t cpus;
-  CPU_ZERO(&cpus);
-  if (sched_getaffinity(0, sizeof cpus, &cpus) != 0) return 1;
-  std::set<std::pair<int, int>> cores;  // (package, core)
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &cpus)) continue;
-    const std::string topology = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
-    int package = 0, core = 0;
-    if (std::ifstream(topology + "physical_package_id") >> package && std::ifstream(topology + "core_id") >> core) {
-      cores.emplace(package, core);
-    } else {
-      cores.emplace(-1, cpu);  // the kernel does not say: a core of its own
-    }
-  }
-  return static_cast<int>(cores.size());
-}
-
-std::vector<std::string> mpirun_command(int ranks, int cores, const std::vector<std::string>& command) {
+std::vector<std::string> mpirun_command(int ranks, const std::vector<Core>& cores,
+                                        const std::vector<std::string>& command) {
   std::vector<std::string> line{"mpirun", "--quiet", "-n", std::to_string(ranks), "-x", "OMP_NUM_THREADS=1"};
   const auto add = [&](std::initializer_list<const char*> words) {
     line.insert(line.end(), words.begin(), words.end());
@@ -125,10 +104,13 @@ std::vector<std::string> mpirun_command(int ranks, int cores, const std::vector<
   if (!shared_memory_is_enough(ranks)) {
     line.insert(line.end(), {"--mca", "btl_vader_backing_directory", std::filesystem::temp_directory_path().string()});
   }
-  if (ranks > cores) {
-    add({"--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"});
+  // Ranks bind themselves (bind_to_claimed_core): mpirun would give the first cores to every run.
+  add({"--oversubscribe", "--bind-to", "none"});
+  if (static_cast<int>(cores.size()) == ranks) {
+    line.insert(line.end(), {"-x", std::string(kCoresVariable) + "=" + cores_text(cores)});
+    add({"--mca", "mpi_yield_when_idle", "0"});
   } else {
-    add({"--bind-to", "core:if-supported"});
+    add({"--mca", "mpi_yield_when_idle", "1"});
   }
   line.insert(line.end(), command.begin(), command.end());
   return line;
@@ -143,7 +125,19 @@ int run_ranks(int ranks, const std::vector<std::string>& command) {
                    .allowed = "installed and on PATH, to start the plan's " + std::to_string(ranks) + " ranks",
                    .hint = "on Debian: apt-get install openmpi-bin"});
   }
-  std::vector<std::string> line = mpirun_command(ranks, available_cores(), command);
+  const std::vector<Core> own = own_cores();
+  const int available = available_cores();
+  // Under a quota the cores are shared with containers whose claims can't be seen: the kernel finds those that are idle.
+  const bool bind = ranks <= available && available == static_cast<int>(own.size());
+  const CoreClaim claim(own, bind ? ranks : 0);
+  if (bind && claim.cores().empty()) {
+    std::fprintf(
+        stderr,
+        "warning: other runs hold cores of this machine, and fewer than %d of its %d are free: these ranks are "
+        "not bound to cores, and times will be longer\n",
+        ranks, available);
+  }
+  std::vector<std::string> line = mpirun_command(ranks, claim.cores(), command);
   std::vector<char*> argv;
   for (std::string& word : line) argv.push_back(word.data());
   argv.push_back(nullptr);

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "executor/launch/resources.h"
+
 namespace meshwright {
 
 // Whether this process is a rank that mpirun started, and of how many (1 if it isn't). Needs no MPI_Init.
@@ -15,15 +17,14 @@ int started_ranks();
 // has. Precondition: is_started_rank().
 void expect_started_ranks(int needed, const std::string& plan);
 
-// Physical cores that this process may run on (mpirun binds and counts by these, not by hardware threads).
-int available_cores();
+// The command line that runs `command` on `ranks` ranks of this machine. `cores`: one for each rank, to which it binds
+// itself (executor/launch/resources.h), busy waiting; or none: then ranks are unbound, and yield while they wait. One OpenMP
+// thread a rank.
+std::vector<std::string> mpirun_command(int ranks, const std::vector<Core>& cores,
+                                        const std::vector<std::string>& command);
 
-// The command line that runs `command` on `ranks` ranks of this machine: bound to a core each, busy waiting,
-// if there are cores enough; else oversubscribed, unbound, and yielding while they wait. One OpenMP thread a
-// rank.
-std::vector<std::string> mpirun_command(int ranks, int cores, const std::vector<std::string>& command);
-
-// Runs `command` on `ranks` ranks and waits. Output and input are this process's. Returns the exit code: of
+// Runs `command` on `ranks` ranks and waits. Each rank gets a core if so many are available, unclaimed by other runs (said
+// on stderr if not) and no quota shares them out. Output and input are this process's. Returns the exit code: of
 // the first rank that ended with another than 0, or 128 + the signal that ended one (said on stderr). Ranks
 // die with this process. Throws InputError if mpirun is not installed.
 int run_ranks(int ranks, const std::vector<std::string>& command);

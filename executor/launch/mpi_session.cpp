@@ -3,9 +3,12 @@
 #include <cstdlib>
 #include <exception>
 
+#include "executor/launch/resources.h"
+
 namespace meshwright {
 
 MpiSession::MpiSession() {
+  bind_to_claimed_core();
   int provided = 0;
   MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
 }

@@ -8,7 +8,7 @@
 
 namespace meshwright {
 
-// MPI_Init when made, MPI_Finalize when destroyed; one per process. Where it is left by an exception MPI stays active, as
+// MPI_Init when made, on the core that the launcher claimed for this rank; MPI_Finalize when destroyed; one per process. Where it is left by an exception MPI stays active, as
 // other ranks may be waiting: then abort().
 class MpiSession {
  public:

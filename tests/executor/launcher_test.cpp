@@ -2,10 +2,15 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <set>
 
 #include "model/input/diagnostics.h"
 
@@ -37,19 +42,29 @@ class WithEnvironment {
   std::string before_;
 };
 
-TEST(Launcher, binds_ranks_to_cores_and_lets_them_spin_when_there_are_cores_enough) {
-  const auto line = mpirun_command(2, 2, {"/bin/meshwright", "run"});
-  EXPECT_THAT(line, Contains("core:if-supported"));
-  EXPECT_THAT(line, Not(Contains("--oversubscribe")));
-  EXPECT_THAT(line, Not(Contains("mpi_yield_when_idle")));
+const std::vector<Core> kTwoCores = {{0, 0, {0, 4}}, {0, 3, {3}}};
+
+std::string word_after(const std::vector<std::string>& line, const std::string& word) {
+  const auto at = std::find(line.begin(), line.end(), word);
+  return at == line.end() || at + 1 == line.end() ? "" : at[1];
+}
+
+TEST(Launcher, tells_ranks_the_cores_that_are_theirs_and_lets_them_spin) {
+  const auto line = mpirun_command(2, kTwoCores, {"/bin/meshwright", "run"});
+  EXPECT_THAT(line, Contains("MESHWRIGHT_CORES=0,4:3"));
+  EXPECT_EQ(word_after(line, "--bind-to"), "none");  // not mpirun: it would give the first cores to every run
+  EXPECT_EQ(word_after(line, "mpi_yield_when_idle"), "0");
   EXPECT_THAT(std::vector(line.end() - 2, line.end()), ElementsAre("/bin/meshwright", "run"));
 }
 
-TEST(Launcher, more_ranks_than_cores_yield_while_they_wait) {
-  const auto line = mpirun_command(3, 2, {"x"});
-  EXPECT_THAT(line, Contains("--oversubscribe"));
-  EXPECT_THAT(line, Contains("mpi_yield_when_idle"));
-  EXPECT_THAT(line, Contains("none"));
+TEST(Launcher, ranks_without_a_core_of_their_own_are_unbound_and_yield_while_they_wait) {
+  for (const auto& cores : {std::vector<Core>{}, kTwoCores}) {  // none were free; more ranks than cores
+    const auto line = mpirun_command(3, cores, {"x"});
+    EXPECT_THAT(line, Contains("--oversubscribe"));
+    EXPECT_EQ(word_after(line, "--bind-to"), "none");
+    EXPECT_EQ(word_after(line, "mpi_yield_when_idle"), "1");
+    EXPECT_THAT(line, Not(Contains(HasSubstr("MESHWRIGHT_CORES"))));
+  }
 }
 
 TEST(Launcher, a_users_own_mpirun_must_have_the_plans_number_of_ranks) {
@@ -90,12 +105,75 @@ TEST(Launcher, starts_as_many_processes_as_asked_and_returns_the_exit_code_of_on
   EXPECT_EQ(run_ranks(2, {"/bin/sh", "-c", "exit 5"}), 5);
 }
 
+// What a rank of the next test runs: binds itself as every rank does, writes the processors that it may use, and stays until
+// it is told to go.
+TEST(Launcher, DISABLED_a_rank_that_writes_its_processors) {
+  const char* folder = std::getenv("MESHWRIGHT_TEST_FOLDER");
+  ASSERT_NE(folder, nullptr);
+  bind_to_claimed_core();
+  const auto at = std::filesystem::path(folder) / std::to_string(getpid());
+  {
+    std::ofstream file(at.string() + ".new");
+    for (const Core& core : own_cores())
+      for (const int cpu : core.cpus) file << cpu << ' ';
+  }
+  std::filesystem::rename(at.string() + ".new", at);
+  for (int i = 0; i < 3000 && !std::filesystem::exists(std::filesystem::path(folder) / "go"); ++i) usleep(20'000);
+}
+
+// Runs of one rank beside each other, and one of as many ranks as there are cores. Whether a run gets cores depends on what
+// else runs here; whoever has one shares it with nobody that has one.
+TEST(Launcher, ranks_of_runs_beside_each_other_are_bound_to_different_cores_or_to_none) {
+  const auto folder = std::filesystem::temp_directory_path() / ("meshwright-beside-" + std::to_string(getpid()));
+  std::filesystem::create_directories(folder);
+  const WithEnvironment where("MESHWRIGHT_TEST_FOLDER", folder.c_str());
+  const std::vector<std::string> rank{std::filesystem::read_symlink("/proc/self/exe").string(),
+                                      "--gtest_also_run_disabled_tests", "--gtest_brief=1",
+                                      "--gtest_filter=Launcher.DISABLED_a_rank_that_writes_its_processors"};
+  const std::size_t cores = own_cores().size();
+  const std::vector<int> ranks_of_run{1, 1, static_cast<int>(cores)};
+  std::size_t expected = 0;
+  std::vector<pid_t> runs;
+  const auto written = [&] {
+    std::vector<std::set<int>> all;
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+      if (entry.path().has_extension()) continue;
+      std::ifstream file(entry.path());
+      all.emplace_back(std::istream_iterator<int>(file), std::istream_iterator<int>());
+    }
+    return all;
+  };
+  for (const int ranks : ranks_of_run) {
+    runs.push_back(fork());
+    if (runs.back() == 0) _exit(run_ranks(ranks, rank));
+    expected += static_cast<std::size_t>(ranks);
+    for (int i = 0; i < 3000 && written().size() < expected; ++i) usleep(20'000);  // one after another
+  }
+  const std::vector<std::set<int>> processors = written();
+  std::ofstream(folder / "go.new").close();
+  std::filesystem::rename(folder / "go.new", folder / "go");
+  for (const pid_t run : runs) {
+    int status = 0;
+    waitpid(run, &status, 0);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  }
+  std::filesystem::remove_all(folder);
+
+  EXPECT_EQ(processors.size(), expected);
+  std::set<int> whole, taken;
+  for (const Core& core : own_cores()) whole.insert(core.cpus.begin(), core.cpus.end());
+  for (const std::set<int>& of_rank : processors) {
+    EXPECT_FALSE(of_rank.empty());
+    if (of_rank == whole) continue;  // bound to none
+    for (const int cpu : of_rank) EXPECT_TRUE(taken.insert(cpu).second) << "two ranks are bound to processor " << cpu;
+  }
+}
+
 TEST(Launcher, own_command_is_the_running_executable_with_its_arguments) {
   const char* argv[] = {"some name", "run", "--json"};
   const auto command = own_command(3, argv);
   EXPECT_EQ(std::filesystem::path(command[0]).filename(), std::filesystem::read_symlink("/proc/self/exe").filename());
   EXPECT_THAT(std::vector(command.begin() + 1, command.end()), ElementsAre("run", "--json"));
-  EXPECT_GE(available_cores(), 1);
 }
 
 }  // namespace
