@@ -45,8 +45,14 @@ int run(const Options& options, const Invocation& invocation) {
   if (options.json) {
     std::cout << std::ifstream(file).rdbuf();
   } else {
-    std::cout << fmt::format("{} x {}: {}FLOP/s of f32 each, {} GiB usable each\n{}\n", system.devices(), system.device,
-                             rate_text(system.peak(DType::kF32).value), gib(system.usable_memory), file.string());
+    const auto* measured = std::get_if<MeasuredCompute>(&system.compute);
+    const std::string memory =
+        measured && measured->memory_bandwidth
+            ? fmt::format("{}B/s of memory copied (read plus written), ", rate_text(measured->memory_bandwidth->value))
+            : "";
+    std::cout << fmt::format("{} x {}: {}FLOP/s of f32 multiply-adds, {}{} GiB usable each\n{}\n", system.devices(),
+                             system.device, rate_text(system.peak(DType::kF32).value), memory,
+                             gib(system.usable_memory), file.string());
   }
   return kDone;
 }

@@ -5,16 +5,20 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <fstream>
+#include <limits>
 #include <map>
 #include <optional>
 #include <vector>
 
 #include "executor/comm/collectives.h"
 #include "executor/executor.h"
-#include "executor/kernels/gemm.h"
+#include "executor/kernels/machine_rates.h"
+#include "executor/launch/resources.h"
 #include "executor/median.h"
 #include "model/lowering/lower.h"
+#include "model/program/check.h"
 #include "model/program/op_work.h"
 
 namespace meshwright {
@@ -198,20 +202,51 @@ Json measure_network(MPI_Comm comm, const Json& source) {
   return network;
 }
 
-}  // namespace
-
-double peak_product_rate(MPI_Comm comm) {
-  constexpr std::int64_t n = 1024;
-  std::vector<float> a(n * n, 0.5f), b(n * n, 0.25f), c(n * n);
-  std::vector<double> seconds;
-  for (int i = 0; i < 8; ++i) {
+// Seconds that the fastest of `attempts` took on its slowest rank.
+template <class F>
+double fastest(MPI_Comm comm, int attempts, F&& run) {
+  double best = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < attempts; ++i) {
     MPI_Barrier(comm);
     const auto begin = Clock::now();
-    kernels::gemm<float>(kernels::Transpose::kNo, kernels::Transpose::kNo, n, n, n, 1, a.data(), n, b.data(), n, 0,
-                         c.data(), n);
-    seconds.push_back(seconds_since(begin));
+    run();
+    double s = seconds_since(begin);
+    MPI_Allreduce(MPI_IN_PLACE, &s, 1, MPI_DOUBLE, MPI_MAX, comm);
+    best = std::min(best, s);
   }
-  return 2.0 * n * n * n / *std::min_element(seconds.begin(), seconds.end());
+  return best;
+}
+
+// Of a buffer that no cache keeps, as far as memory allows.
+std::size_t copied_bytes(int ranks) {
+  constexpr std::int64_t kLeast = std::int64_t{64} << 20, kMost = std::int64_t{512} << 20;
+  const std::int64_t cache = std::max(sysconf(_SC_LEVEL2_CACHE_SIZE), sysconf(_SC_LEVEL3_CACHE_SIZE));  // 0: unknown
+  return static_cast<std::size_t>(
+      std::min(std::clamp(2 * cache, kLeast, kMost), available_memory() / (8 * std::int64_t{ranks})));
+}
+
+}  // namespace
+
+MachineRates measure_machine(MPI_Comm comm) {
+  int ranks = 0;
+  MPI_Comm_size(comm, &ranks);
+  constexpr int kAttempts = 10;
+  constexpr std::int64_t kRounds = 2'000'000;  // some 10 ms
+  MachineRates rates;
+  float result = 0;
+  double flops = 0;
+  const double products = fastest(comm, kAttempts, [&] { flops = kernels::multiply_add_rounds(kRounds, &result); });
+  check(std::isfinite(result), "the multiply-adds of the peak are not finite");
+  rates.flops_per_s = flops / products;
+
+  const std::size_t bytes = copied_bytes(ranks);
+  const std::vector<std::byte> from(bytes, std::byte{1});
+  std::vector<std::byte> to(bytes);
+  double moved = 0;
+  const double copy = fastest(comm, kAttempts, [&] { moved = kernels::copy_bytes(bytes, from.data(), to.data()); });
+  check(to.back() == std::byte{1}, "the copy that measures memory did not copy");
+  rates.bytes_per_s = moved / copy;
+  return rates;
 }
 
 Json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& progress) {
@@ -224,8 +259,8 @@ Json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& pro
   const Json source = fmt::format("measured by `meshwright calibrate` on {}, {} ranks at once", processor(), ranks);
   const auto quantity = [&](auto v) { return Json{{"value", v}, {"source", source}}; };
 
-  say("peak of matrix products");
-  const double peak = peak_product_rate(comm);
+  say("peaks of arithmetic and memory");
+  const MachineRates peak = measure_machine(comm);
   std::vector<Sample> samples;
   for (const auto& [width, tokens, sequences, vocab] :
        {std::array<std::int64_t, 4>{64, 64, 4, 512}, {128, 128, 4, 2048}, {256, 256, 4, 4096}}) {
@@ -245,11 +280,15 @@ Json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& pro
     if (of_kind.front().work.flops.value == 0) light.insert(light.end(), of_kind.begin(), of_kind.end());
   }
   kinds["other"] = fit_kind(light, source);
-  const std::int64_t memory = std::int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE) / ranks;
+  const std::int64_t memory = available_memory() / ranks;
   return {{"name", "local"},
           {"device", "a core of " + processor()},
           {"memory", {{"bytes", quantity(memory)}, {"usable_bytes", quantity(memory / 100 * 85)}}},
-          {"compute", {{"model", "measured"}, {"peak_flops_per_s", {{"f32", quantity(peak)}}}, {"kinds", kinds}}},
+          {"compute",
+           {{"model", "measured"},
+            {"peak_flops_per_s", {{"f32", quantity(peak.flops_per_s)}}},
+            {"memory_bytes_per_s", quantity(peak.bytes_per_s)},
+            {"kinds", kinds}}},
           {"topology", {{"kind", "shared_memory"}, {"devices", quantity(ranks)}}},
           {"network", network}};
 }

@@ -175,6 +175,8 @@ class SystemFile {
     } else if (model == "measured") {
       MeasuredCompute measured;
       measured.peak = std::move(peak);
+      if (compute.has("memory_bytes_per_s"))
+        measured.memory_bandwidth = BytesPerSecond{number(compute, "memory_bytes_per_s", kPositive)};
       if (auto kinds = compute.object("kinds")) {
         for (const std::string& key : kinds->keys()) {
           if (key != "other") read_listed_kind(*kinds, key, measured);

@@ -47,7 +47,8 @@ struct MeasuredKind {
   std::optional<BytesPerSecond> bandwidth;  // of the bytes that the operation touches
 };
 struct MeasuredCompute {
-  PeakRates peak;  // of the device's arithmetic, for utilisation
+  PeakRates peak;                                  // of the device's arithmetic, for utilisation
+  std::optional<BytesPerSecond> memory_bandwidth;  // of a copy, read plus written, likewise: no cost depends on it
   std::map<OpKind, MeasuredKind> kinds;
   MeasuredKind other;  // kinds that are not listed
 };

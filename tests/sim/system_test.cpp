@@ -139,6 +139,15 @@ TEST(System, AMeasuredMachineHasADevicePerCore) {
   EXPECT_THAT(what_is_wrong([] { load_system_file(kCoresFile, "4"); })[0].allowed, "1 to 2 devices");
 }
 
+TEST(System, AMeasuredMachineMaySayWhatACopyInMemoryReaches) {
+  EXPECT_FALSE(std::get<MeasuredCompute>(load_system_file(kCoresFile).compute).memory_bandwidth);
+  const ChangedFile file(kCoresFile, [](Json& j) {
+    j["compute"]["memory_bytes_per_s"] = {{"value", 12e9}, {"source", "a test"}};
+  });
+  const System with = load_system_file(file.path());
+  EXPECT_EQ(std::get<MeasuredCompute>(with.compute).memory_bandwidth.value().value, 12e9);
+}
+
 TEST(System, ATypeWithoutAPeakIsRefusedByName) {
   const System cores = load_system_file(kCoresFile);
   require_dtype(cores, DType::kF32);
