@@ -140,7 +140,7 @@ bool summarise(const Options& options, const Plan& plan, const ProgramSet& set, 
                              options.rehearse ? ", of the program at reduced size" : "")
               << comparison_report(predicted, counted, options.rehearse ? Times::kLeaveOut : Times::kCompare)
               << (counts_equal(predicted, counted) ? "All counts are equal" : "The counts differ")
-              << " (FLOPs at the rows that were routed).\n";
+              << " (FLOPs at the rows that were routed; of the arena, its size against the highest address touched).\n";
   }
   if (options.stored_plan && !options.rehearse) {
     const auto figures = [](const StepTotals& t) {
@@ -223,8 +223,9 @@ int run_rank(Options options, const Invocation& invocation) {
     std::cout << (options.config.json ? to_json(line).dump() : step_text(line))
               << std::endl;  // flushed: people watch it
   };
-  const TrainSummary summary = train(set, config.model, config, mpi.world(), data,
-                                     {.steps = steps, .timeline = !options.trace.empty()}, on_step);
+  const TrainSummary summary =
+      train(set, config.model, config, mpi.world(), data,
+            {.steps = steps, .timeline = !options.trace.empty(), .warn = log_warning}, on_step);
   return !first || summarise(options, plan, set, steps, predicted, summary) ? kDone : kInternalError;
 }
 
@@ -242,7 +243,7 @@ bool fits(const TrainingConfig& config, const System& system, const Plan& plan) 
   }
   double all = 0;
   for (const Program& stage : set.stages) all += static_cast<double>(stage.arena_bytes) * plan.mesh.dp * plan.mesh.tp;
-  const double here = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
+  const auto here = static_cast<double>(available_memory());
   if (all > here) {
     log_warning(
         fmt::format("the {} ranks of {} need {:.1f} GiB together, this machine has {:.1f}: --rehearse runs the same "
@@ -307,7 +308,8 @@ void add_run(CLI::App& app, Invocation& invocation) {
       "Ranks are started with mpirun, one per device of the plan; under your own mpirun -n N this command is one of "
       "them.\n"
       "Without a stored search of this configuration and system, --plan best searches first. Exit code 3: no plan "
-      "fits.\n"
+      "fits;\n"
+      "4: training diverged, see stderr.\n"
       "With --json: a line per step, then one with predicted and counted.\n"
       "Examples:\n"
       "  meshwright run configs/moe-small.json --system local --plan best\n"

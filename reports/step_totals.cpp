@@ -67,7 +67,7 @@ std::string comparison_report(const StepTotals& predicted, const StepTotals& cou
         {std::move(label), with_commas(a), with_commas(b), a == b ? "equal" : fmt::format("{:+} counted", b - a)});
   };
   add("FLOPs, all ranks", static_cast<std::int64_t>(predicted.flops), static_cast<std::int64_t>(counted.flops));
-  add("peak bytes of a rank", predicted.peak_bytes.value, counted.peak_bytes.value);
+  add("arena bytes of a rank", predicted.peak_bytes.value, counted.peak_bytes.value);
   for (const TrafficKey& key : keys(predicted, counted))
     add(fmt::format("bytes sent, {}", traffic_name(key)), sent(predicted.traffic, key), sent(counted.traffic, key));
   if (times == Times::kCompare) {

@@ -13,7 +13,7 @@ namespace meshwright {
 struct StepTotals {
   Seconds step_time;
   double flops = 0;  // of all ranks
-  Bytes peak_bytes;  // of the rank that needs the most
+  Bytes peak_bytes;  // of the arena, on the rank that needs the most: its size, or the end of what was touched
   Traffic traffic;   // of all ranks: bytes sent by operation and group
 
   bool operator==(const StepTotals&) const = default;
@@ -25,7 +25,9 @@ StepTotals totals(const StepReport& report, const MeshShape& mesh);
 // step_time_s, flops, peak_bytes, bytes: {"all-gather over tp": n, ...}.
 OrderedJson to_json(const StepTotals& totals);
 
-// Predicted against counted: a line for FLOPs, peak bytes and each collective and group, and "equal", or the difference.
+// Predicted against counted: a line for FLOPs, arena bytes and each collective and group, and "equal", or the difference.
+// Arena bytes are its size against the highest address that was touched: equal where all of it is used, which does not
+// show that so much was alive at any one time.
 // Step times are compared by their ratio, or left out where they are of different machines.
 enum class Times : std::uint8_t { kCompare, kLeaveOut };
 std::string comparison_report(const StepTotals& predicted, const StepTotals& counted, Times times = Times::kCompare);

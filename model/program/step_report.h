@@ -36,7 +36,7 @@ struct RankReport {
   Seconds end;  // when its last operation finished
   Flops executed_flops;
   Traffic traffic;
-  Bytes peak_bytes;  // high-water mark of the arena
+  Bytes peak_bytes;  // of the arena: its size in a prediction, the end of the highest tensor touched in a measurement
   std::array<std::int64_t, kMemoryClasses> bytes_by_class{};
   Seconds exposed_comm;            // compute stream waits only for communication
   Seconds bubble;                  // compute stream waits for another stage

@@ -231,5 +231,46 @@ TEST(Run, RehearsalCountsWhatWasPredicted) {
     EXPECT_EQ(json.at("predicted").at(name), json.at("counted").at(name)) << name;
 }
 
+// On four ranks.
+Outcome rehearse(const std::vector<std::string>& overrides, const TemporaryFolder& folder) {
+  std::string text;
+  for (int i = 0; i < 4000; ++i)
+    text += "the quick brown fox " + std::to_string(i * 7919 % 1000) + " jumps over the lazy dog\n";
+  std::vector<std::string> words{"run",        kSmall,   "--system",
+                                 "v4:2x2x1",   "--plan", "1x2x2,microbatches=2",
+                                 "--rehearse", "--data", folder.write("text.txt", text),
+                                 "--json"};
+  for (const std::string& assignment : overrides) {
+    words.push_back("--set");
+    words.push_back(assignment);
+  }
+  return meshwright(words, &folder);
+}
+
+std::size_t times_in(const std::string& text, const std::string& part) {
+  std::size_t n = 0;
+  for (std::size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++n;
+  return n;
+}
+
+TEST(Run, DivergenceIsExitCode4AndSaysWhatHappenedAndWhatToTryOnce) {
+  const TemporaryFolder folder;
+  const Outcome outcome = rehearse({"alpha=1e300"}, folder);  // its gradient is beyond the largest float
+  EXPECT_EQ(outcome.code, 4) << outcome.err;
+  EXPECT_EQ(times_in(outcome.err, "training diverged in step 1: "), 1u) << outcome.err;
+  for (const char* part : {"the gradient of embedding.embedding is not finite (on rank 0, stage 0; the first of ",
+                           "the update was not made", "lower lr.max_lr (now 0.003)", "alpha (now 1e+300)"})
+    EXPECT_NE(outcome.err.find(part), std::string::npos) << part << "\n" << outcome.err;
+  EXPECT_EQ(outcome.out, "");
+  EXPECT_NE(meshwright({"--help"}).out.find("4 diverged"), std::string::npos);
+}
+
+TEST(Run, ALossThatGrowsMuchIsWarnedOfOnce) {
+  const TemporaryFolder folder;
+  const Outcome outcome = rehearse({"lr.max_lr=10", "lr.min_lr=10", "lr.end_lr=10"}, folder);
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(times_in(outcome.err, "Training may be diverging"), 1u) << outcome.err;
+}
+
 }  // namespace
 }  // namespace meshwright

@@ -1,5 +1,5 @@
-// DESIGN's three equalities, exactly, per rank: FLOPs, bytes per operation and group, and peak bytes that the simulator
-// predicts are those that the executor counts (at its kernels, at MPI's profiling layer, at its arena).
+// DESIGN's equalities, exactly, per rank: FLOPs, and bytes per operation and group, that the simulator predicts are those
+// that the executor counts (at its kernels, at MPI's profiling layer). Memory is weaker: see its test.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -79,32 +79,59 @@ TEST(Equalities, TheGridHasEveryPairOfFsdpStageAndScheduleAndMoreMicrobatchesTha
   EXPECT_TRUE(steady);
 }
 
-TEST(Equalities, FlopsBytesAndPeakMemoryOfEveryRankAreWhatTheSimulatorPredicts) {
-  int world = 0;
-  MPI_Comm_size(MPI_COMM_WORLD, &world);
-  const TrainingCase c = small_case();
-  const std::vector<Plan> all = plans(world);
-  EXPECT_GE(all.size(), 40u) << "run it on 16 ranks";
-  for (const Plan& plan : all) {
-    SCOPED_TRACE(to_text(plan));
-    if (failed_anywhere()) return;
-    const FirstRanks ranks(plan.mesh.ranks());
-    if (!ranks) continue;
-    const ProgramSet set = lower(c.model, c.shape, plan);
-    EXPECT_EQ(verify(set), std::vector<std::string>{});
-    const StepReport predicted = simulate(set, UnitCost());
-    Executor<float> executor(set, ranks.get(), {});
-    const std::vector<ParameterSpec> specs = parameters(c.model);
-    executor.load_parameters(initial_weights<float>(specs, c.model.width, 1));
-    for (int step = 0; step < 2; ++step) {
-      const StepResult r = executor.run_step({.step = step, .fill = token_filler(c, executor.mesh(), set.step, step)});
-      const auto stage = static_cast<std::size_t>(executor.mesh().coordinates().pp);
-      EXPECT_EQ(r.report.executed_flops, program_flops(set, set.stages[stage], r.routed_rows));
-      EXPECT_EQ(r.report.traffic, predicted.ranks[stage].traffic);
-      EXPECT_EQ(r.report.peak_bytes, predicted.ranks[stage].peak_bytes);
-      EXPECT_EQ(predicted.ranks[stage].executed_flops, program_flops(set, set.stages[stage]));  // experts at capacity
+// Of this rank, in one step of one plan: what was counted, and what was predicted.
+struct Count {
+  std::string plan;
+  RankReport counted, predicted;
+  Flops of_routed_rows, at_capacity;  // by the Program's formula
+};
+
+// Two steps of every plan, run once for all tests.
+const std::vector<Count>& counts() {
+  static const std::vector<Count> all_counts = [] {
+    std::vector<Count> counts;
+    int world = 0;
+    MPI_Comm_size(MPI_COMM_WORLD, &world);
+    const TrainingCase c = small_case();
+    const std::vector<Plan> all = plans(world);
+    EXPECT_GE(all.size(), 40u) << "run it on 16 ranks";
+    for (const Plan& plan : all) {
+      SCOPED_TRACE(to_text(plan));
+      if (failed_anywhere()) break;
+      const FirstRanks ranks(plan.mesh.ranks());
+      if (!ranks) continue;
+      const ProgramSet set = lower(c.model, c.shape, plan);
+      EXPECT_EQ(verify(set), std::vector<std::string>{});
+      const StepReport predicted = simulate(set, UnitCost());
+      Executor<float> executor(set, ranks.get(), {});
+      const std::vector<ParameterSpec> specs = parameters(c.model);
+      executor.load_parameters(initial_weights<float>(specs, c.model.width, 1));
+      for (int step = 0; step < 2; ++step) {
+        const StepResult r =
+            executor.run_step({.step = step, .fill = token_filler(c, executor.mesh(), set.step, step)});
+        const auto stage = static_cast<std::size_t>(executor.mesh().coordinates().pp);
+        counts.push_back({to_text(plan), r.report, predicted.ranks[stage],
+                          program_flops(set, set.stages[stage], r.routed_rows), program_flops(set, set.stages[stage])});
+      }
     }
+    return counts;
+  }();
+  return all_counts;
+}
+
+TEST(Equalities, FlopsAndBytesSentOfEveryRankAreWhatTheSimulatorPredicts) {
+  for (const Count& c : counts()) {
+    EXPECT_EQ(c.counted.executed_flops, c.of_routed_rows) << c.plan;
+    EXPECT_EQ(c.counted.traffic, c.predicted.traffic) << c.plan;
+    EXPECT_EQ(c.predicted.executed_flops, c.at_capacity) << c.plan;  // experts at capacity
   }
+}
+
+// Both numbers come from the same placement: this shows that every rank reaches the end of its arena and nothing beyond.
+// It does not show that the arena is as small as it could be: a buffer of twice the size, or two that could share their
+// bytes, would pass. That takes the peak of live bytes, from a walk of the tensors' lifetimes.
+TEST(Equalities, TheArenaSizePredictedEqualsTheHighestAddressTouchedWhichDoesNotShowThatAllOfItIsNeeded) {
+  for (const Count& c : counts()) EXPECT_EQ(c.counted.peak_bytes, c.predicted.peak_bytes) << c.plan;
 }
 
 }  // namespace

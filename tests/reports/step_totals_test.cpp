@@ -37,7 +37,7 @@ TEST(StepTotals, ComparisonNamesWhatDiffersAndByHowMuch) {
             "of a step                       predicted  counted\n"
             "────────────────────────────────────────────────────────────────────\n"
             "FLOPs, all ranks                    1,000    1,000  equal\n"
-            "peak bytes of a rank                   64       64  equal\n"
+            "arena bytes of a rank                  64       64  equal\n"
             "bytes sent, all-gather over dp         10       12  +2 counted\n"
             "step time, ms                       200.0    300.0  1.50 x predicted\n");
 }
