@@ -9,8 +9,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <iostream>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -18,6 +18,7 @@
 #include "cli/command.h"
 #include "executor/launch/launcher.h"
 #include "executor/launch/mpi_session.h"
+#include "executor/launch/output.h"
 #include "model/input/json_reader.h"
 
 namespace meshwright {
@@ -46,7 +47,21 @@ std::optional<std::string> unknown_command(const CLI::App& app, int argc, char**
                      fmt::join(names, ", "), near ? fmt::format("did you mean {}? See ", *near) : "");
 }
 
+// What --help asks for.
+int help(const CLI::App& app, const CLI::ParseError& error) {
+  std::ostringstream out, log;
+  const int code = app.exit(error, out, log);
+  try {
+    print(out.str());
+    close_output();
+  } catch (const OutputError& lost) {
+    return fail(kInternalError, fmt::format("{}\n", lost.what()));
+  }
+  return code;
+}
+
 int main(int argc, char** argv) {
+  keep_standard_streams();
   spdlog::set_default_logger(spdlog::stderr_color_mt("meshwright"));
   spdlog::set_pattern("%^%l%$: %v");
 
@@ -73,16 +88,17 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);  // --help
+    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return help(app, error);
     if (const auto unknown = unknown_command(app, argc, argv)) return fail(kBadInput, *unknown);
     return fail(kBadInput,
                 fmt::format("command line: {}; hint: meshwright --help, or meshwright COMMAND --help\n", error.what()));
   }
   try {
     const int code = invocation.run();
-    std::cout.flush();
-    if (!std::cout) return fail(kInternalError, "internal error: stdout can't be written\n");
+    close_output();
     return code;
+  } catch (const OutputError& error) {
+    return fail(kInternalError, fmt::format("{}\n", error.what()));
   } catch (const InputError& error) {
     return fail(kBadInput, fmt::format("{}\n", error.what()));
   } catch (const std::exception& error) {
