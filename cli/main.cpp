@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -62,6 +63,7 @@ int help(const CLI::App& app, const CLI::ParseError& error) {
 
 int main(int argc, char** argv) {
   keep_standard_streams();
+  std::signal(SIGXFSZ, SIG_IGN);  // a write beyond a limit (ulimit -f) then fails, and that can be said
   spdlog::set_default_logger(spdlog::stderr_color_mt("meshwright"));
   spdlog::set_pattern("%^%l%$: %v");
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <ctime>
+#include <exception>
 #include <fstream>
 #include <memory>
 #include <optional>
@@ -175,26 +176,42 @@ bool summarise(const Options& options, const TrainingConfig& config, const Plan&
   predicted.flops = flops_of_routed_rows(set, summary.ranks);
   const StepReport report = counted_report(summary);
   const StepTotals counted = totals(report, plan.mesh);
-  if (options.config.json) {
-    print(OrderedJson{{"predicted", to_json(predicted)}, {"counted", to_json(counted)}}.dump() + '\n');
-  } else {
+  // Each of these is kept, whatever becomes of the others; the first failure is thrown in the end. The database comes last, as
+  // it can be locked.
+  std::exception_ptr failure;
+  const auto keep = [&failure](const auto& write) {
+    try {
+      write();
+    } catch (const std::exception& error) {
+      if (failure) log_warning(error.what());
+      if (!failure) failure = std::current_exception();
+    }
+  };
+  keep([&] {
+    if (options.config.json) {
+      print(OrderedJson{{"predicted", to_json(predicted)}, {"counted", to_json(counted)}}.dump() + '\n');
+      return;
+    }
     print(fmt::format("\nloss {:.4f} -> {:.4f} ({:+.1f} %) in {} steps\n", summary.first_loss, summary.last_loss,
                       (summary.last_loss / summary.first_loss - 1) * 100, steps));
     print(fmt::format("\nPredicted against counted{}\n{}{} (FLOPs at the rows that were routed).\n",
                       options.rehearse ? ", of the program at reduced size" : "",
                       comparison_report(predicted, counted, options.rehearse ? Times::kLeaveOut : Times::kCompare),
                       counts_equal(predicted, counted) ? "All counts are equal" : "The counts differ"));
-  }
-  if (!options.trace.empty()) {  // before the database, which can be locked
+  });
+  keep([&] {
+    if (options.trace.empty()) return;
     write_trace_file(options.trace, report, {.title = fmt::format("{}, measured", to_text(plan)), .mesh = plan.mesh});
     log_info(fmt::format("{}: the last step, measured; open it in https://ui.perfetto.dev", options.trace));
-  }
-  if (options.stored_plan && !options.rehearse) {
+  });
+  keep([&] {
+    if (!options.stored_plan || options.rehearse) return;
     const auto figures = [](const StepTotals& t) {
       return RunFigures{t.step_time.value, t.flops, all_bytes(t.traffic), t.peak_bytes.value};
     };
     store_run(options, config, plan, {*options.stored_plan, "", steps, figures(predicted), figures(counted)});
-  }
+  });
+  if (failure) std::rethrow_exception(failure);
   if (!counts_equal(predicted, counted)) log_warning("the counts differ from the prediction: this is an error of ours");
   return counts_equal(predicted, counted);
 }
