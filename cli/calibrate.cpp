@@ -3,14 +3,14 @@
 
 #include <fmt/format.h>
 
-#include <fstream>
-#include <iostream>
 #include <memory>
 
 #include "cli/inputs.h"
 #include "executor/data/cache.h"
+#include "executor/data/regular_file.h"
 #include "executor/launch/launcher.h"
 #include "executor/launch/mpi_session.h"
+#include "executor/launch/output.h"
 #include "reports/figures.h"
 
 namespace meshwright {
@@ -27,32 +27,30 @@ int measure(const std::filesystem::path& file) {
   const nlohmann::ordered_json system =
       calibrate(mpi.world(), [](const std::string& what) { log_info("measuring: " + what); });
   if (mpi.rank() != 0) return kDone;
-  write_atomically(file, [&](const std::filesystem::path& temporary) {
-    std::ofstream out(temporary);
-    out << system.dump(2) << '\n';
-    out.close();
-    if (!out) throw std::runtime_error(fmt::format("{} can't be written", temporary.string()));
-  });
+  write_atomically(file, system.dump(2) + '\n');
   return kDone;
 }
 
 int run(const Options& options, const Invocation& invocation) {
   if (!options.write_to.empty()) return measure(options.write_to);
-  if (is_started_rank()) return measure(calibration_file());
+  if (is_started_rank()) {
+    expect_writable(calibration_file(), kCalibrationBytes);
+    return measure(calibration_file());
+  }
   if (const int code = calibrate_machine(invocation); code != kDone) return code;
   const std::filesystem::path file = calibration_file();
   const System system = load_system_file(file);
   if (options.json) {
-    std::cout << std::ifstream(file).rdbuf();
+    print(RegularFile(file, "the calibration just made", "").all());
   } else {
     const auto* measured = std::get_if<MeasuredCompute>(&system.compute);
     const std::string memory =
         measured && measured->memory_bandwidth
             ? fmt::format("{}B/s of memory copied (read plus written), ", rate_text(measured->memory_bandwidth->value))
             : "";
-    std::cout << fmt::format("{} x {}: {}FLOP/s of f32 multiply-adds, {}{} GiB usable each\n{}\n", system.devices(),
-                             system.device, rate_text(system.peak(DType::kF32).value), memory,
-                             gib(system.usable_memory), file.string());
+    print(fmt::format("{} x {}: {}FLOP/s of f32 multiply-adds, {}{} GiB usable each\n{}\n", system.devices(),
+                      system.device, rate_text(system.peak(DType::kF32).value), memory, gib(system.usable_memory),
+                      file.string()));
   }
   return kDone;
 }

@@ -7,10 +7,10 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <iostream>
 
 #include "executor/data/cache.h"
 #include "executor/launch/launcher.h"
+#include "executor/launch/output.h"
 #include "model/input/content_key.h"
 #include "planner/system_evaluator.h"
 #include "reports/figures.h"
@@ -62,6 +62,16 @@ void ProgressLine::show(const std::string& text) {
 
 // ---- inputs ------------------------------------------------------------------------------------------------------------
 
+namespace {
+
+// False only where there is nothing: what can't be looked at is for its reader to refuse, by name.
+bool may_exist(const std::filesystem::path& file) {
+  std::error_code error;
+  return std::filesystem::status(file, error).type() != std::filesystem::file_type::not_found;
+}
+
+}  // namespace
+
 TrainingConfig load_config(const ConfigOptions& options, bool quiet) {
   TrainingConfig config = read_config(options.file, options.overrides);
   if (!quiet && !options.print)
@@ -70,7 +80,7 @@ TrainingConfig load_config(const ConfigOptions& options, bool quiet) {
 }
 
 bool print_config(const ConfigOptions& options, const TrainingConfig& config) {
-  if (options.print) std::cout << to_json(config).dump(2) << '\n';
+  if (options.print) print(to_json(config).dump(2) + '\n');
   return options.print;
 }
 
@@ -84,16 +94,18 @@ std::filesystem::path calibration_file() {
 }
 
 int calibrate_machine(const Invocation& invocation) {
+  const std::filesystem::path file = calibration_file();
+  expect_writable(file, kCalibrationBytes);
   const int cores = available_cores();
   log_info(fmt::format("measuring this machine on {} {}, at most 30 s", cores, cores == 1 ? "core" : "cores"));
-  return run_ranks(cores, {invocation.command.front(), "calibrate", "--write-to", calibration_file().string()});
+  return run_ranks(cores, {invocation.command.front(), "calibrate", "--write-to", file.string()});
 }
 
 System load_any_system(const std::string& spec, const Invocation& invocation) {
   constexpr std::string_view kLocal = "local";
   if (spec != kLocal && !spec.starts_with("local:")) return load_system(spec);
   const std::filesystem::path file = calibration_file();
-  if (!std::filesystem::exists(file)) {
+  if (!may_exist(file)) {
     if (is_started_rank())
       throw InputError(Diagnostic{"--system", "", "\"local\"", "a machine that was measured",
                                   "run `meshwright calibrate` once, without mpirun"});
@@ -125,45 +137,53 @@ SearchKey search_key(const TrainingConfig& config, const System& system) {
   return {to_json(config).dump(), system.name, describe(system)};
 }
 
-std::int64_t search_and_store(const TrainingConfig& config, const System& system, Store& store, SearchResult& result) {
+SearchResult search_plans(const TrainingConfig& config, const System& system) {
   const DType compute = compute_type(config, system);
   const Problem problem = make_problem(config, system, compute);
-  {
-    ProgressLine line;
-    result = search(
-        problem, machine(system, compute), {.progress = [&](const SearchProgress& p) {
-          line.show(fmt::format(
-              "{} of {} plans, {} too large{}", p.evaluated, p.total, p.too_large,
-              p.best ? fmt::format("; best {} ms: {}", milliseconds({p.best->step_time_s}), to_text(p.best->plan))
-                     : ""));
-        }});
-  }
-  return store.save(search_key(config, system), result);
+  ProgressLine line;
+  return search(
+      problem, machine(system, compute), {.progress = [&](const SearchProgress& p) {
+        line.show(fmt::format(
+            "{} of {} plans, {} too large{}", p.evaluated, p.total, p.too_large,
+            p.best ? fmt::format("; best {} ms: {}", milliseconds({p.best->step_time_s}), to_text(p.best->plan)) : ""));
+      }});
 }
 
 namespace {
 
+// `id`: where `chosen` is stored. nullptr: none fits.
+ChosenPlan passing_over(const PlanResult* best, const PlanResult* chosen, std::optional<std::int64_t> id) {
+  if (!chosen) return {.none_fits = true};
+  if (chosen->plan != best->plan) {
+    log_warning(fmt::format("passed over {} ({} ms a step): {}", to_text(best->plan), milliseconds({best->step_time_s}),
+                            best->not_runnable));
+  }
+  return {chosen->plan, id};
+}
+
 ChosenPlan best_plan(bool runnable_only, const TrainingConfig& config, const System& system, Store& store) {
-  std::optional<std::int64_t> search = store.latest(search_key(config, system));
+  const SearchKey key = search_key(config, system);
+  std::optional<std::int64_t> search = store.latest(key);
   if (!search) {
     log_info(fmt::format("no search of {} on {} is stored: searching first", config.name, system.name));
-    SearchResult result;
-    search = search_and_store(config, system, store, result);
+    const SearchResult result = search_plans(config, system);
+    try {
+      search = store.save(key, result);
+    } catch (const InputError& error) {  // its answer is good all the same
+      log_warning(fmt::format("the search is not stored: {}", error.what()));
+      return passing_over(result.best(), runnable_only ? result.best_runnable() : result.best(), std::nullopt);
+    }
   }
   const auto best = store.best(*search);
   const auto chosen = runnable_only ? store.best_runnable(*search) : best;
   if (!chosen) return {.none_fits = true};
-  if (chosen->id != best->id) {
-    log_warning(fmt::format("passed over {} ({} ms a step): {}", to_text(best->result.plan),
-                            milliseconds({best->result.step_time_s}), best->result.not_runnable));
-  }
-  return {chosen->result.plan, chosen->id};
+  return passing_over(&best->result, &chosen->result, chosen->id);
 }
 
 ChosenPlan stored_plan(std::int64_t id, const TrainingConfig& config, const System& system,
                        const std::filesystem::path& database) {
   std::optional<Store> store;
-  if (std::filesystem::exists(database)) store.emplace(database, Store::Access::kRead);
+  if (may_exist(database)) store.emplace(database, Store::Access::kRead);
   const auto stored = store ? store->plan(id) : std::nullopt;
   if (!stored) {
     throw InputError(Diagnostic{"--plan", "", fmt::format("{}", id),
@@ -199,7 +219,7 @@ void refuse_illegal(const Plan& plan, const TrainingConfig& config, const System
 ChosenPlan choose_plan(const std::string& text, bool runnable_only, const TrainingConfig& config, const System& system,
                        const std::filesystem::path& database) {
   if (text == "best") {
-    Store store(database);
+    Store store(database, Store::Access::kWriteIfPossible);
     return best_plan(runnable_only, config, system, store);
   }
   const bool is_id = !text.empty() && text.size() <= 18 &&
@@ -208,7 +228,7 @@ ChosenPlan choose_plan(const std::string& text, bool runnable_only, const Traini
   const Plan plan = text == "published" ? published_plan(config) : parse_plan(text);
   refuse_illegal(plan, config, system);
   ChosenPlan chosen{plan, std::nullopt};
-  if (std::filesystem::exists(database)) {
+  if (may_exist(database)) {
     const Store store(database, Store::Access::kRead);
     if (const auto search = store.latest(search_key(config, system)))
       if (const auto found = store.find(*search, plan)) chosen.id = found->id;

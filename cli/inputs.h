@@ -63,7 +63,9 @@ bool print_config(const ConfigOptions& options, const TrainingConfig& config);
 
 // The file that holds the calibration of this machine, by its name and number of processors. It need not exist.
 std::filesystem::path calibration_file();
+constexpr std::int64_t kCalibrationBytes = 1 << 16;  // more than it has
 // Measures this machine on one rank per core and writes calibration_file(). Returns kDone, or the exit code of the ranks.
+// Throws InputError before it measures if that file can't be written.
 int calibrate_machine(const Invocation& invocation);
 
 // NAME[:SLICE], FILE[:SLICE], local or local:DEVICES. `local` is calibrated first if it never was; a process that mpirun
@@ -81,8 +83,8 @@ Problem make_problem(const TrainingConfig& config, const System& system, DType c
 
 SearchKey search_key(const TrainingConfig& config, const System& system);
 
-// Searches with a progress line, and stores the result. Returns its id there.
-std::int64_t search_and_store(const TrainingConfig& config, const System& system, Store& store, SearchResult& result);
+// Searches with a progress line.
+SearchResult search_plans(const TrainingConfig& config, const System& system);
 
 // A plan that was asked for, and where it is stored.
 struct ChosenPlan {
@@ -91,8 +93,8 @@ struct ChosenPlan {
   bool none_fits = false;          // then `plan` means nothing
 };
 
-// `text`: "best" (the newest stored search of this question answers, or a new one), the id of a stored plan, "published",
-// or a plan. `runnable_only`: best is the best that can be run; what it passes over is logged.
+// `text`: "best" (the newest stored search of this question answers, or a new one: with a warning also where it can't be
+// stored), the id of a stored plan, "published", or a plan. `runnable_only`: best is the best that can be run; what it passes over is logged.
 // Throws InputError: an id that is not there or of another question, a plan that is illegal or of another size than the
 // system.
 ChosenPlan choose_plan(const std::string& text, bool runnable_only, const TrainingConfig& config, const System& system,

@@ -6,11 +6,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <iostream>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -19,6 +20,7 @@
 #include "executor/diverged.h"
 #include "executor/launch/launcher.h"
 #include "executor/launch/mpi_session.h"
+#include "executor/launch/output.h"
 #include "model/input/json_reader.h"
 
 namespace meshwright {
@@ -47,7 +49,22 @@ std::optional<std::string> unknown_command(const CLI::App& app, int argc, char**
                      fmt::join(names, ", "), near ? fmt::format("did you mean {}? See ", *near) : "");
 }
 
+// What --help asks for.
+int help(const CLI::App& app, const CLI::ParseError& error) {
+  std::ostringstream out, log;
+  const int code = app.exit(error, out, log);
+  try {
+    print(out.str());
+    close_output();
+  } catch (const OutputError& lost) {
+    return fail(kInternalError, fmt::format("{}\n", lost.what()));
+  }
+  return code;
+}
+
 int main(int argc, char** argv) {
+  keep_standard_streams();
+  std::signal(SIGXFSZ, SIG_IGN);  // a write beyond a limit (ulimit -f) then fails, and that can be said
   spdlog::set_default_logger(spdlog::stderr_color_mt("meshwright"));
   spdlog::set_pattern("%^%l%$: %v");
 
@@ -75,16 +92,17 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);  // --help
+    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return help(app, error);
     if (const auto unknown = unknown_command(app, argc, argv)) return fail(kBadInput, *unknown);
     return fail(kBadInput,
                 fmt::format("command line: {}; hint: meshwright --help, or meshwright COMMAND --help\n", error.what()));
   }
   try {
     const int code = invocation.run();
-    std::cout.flush();
-    if (!std::cout) return fail(kInternalError, "internal error: stdout can't be written\n");
+    close_output();
     return code;
+  } catch (const OutputError& error) {
+    return fail(kInternalError, fmt::format("{}\n", error.what()));
   } catch (const InputError& error) {
     return fail(kBadInput, fmt::format("{}\n", error.what()));
   } catch (const Diverged& error) {

@@ -1,8 +1,8 @@
 // meshwright params: what a model holds and multiplies.
-#include <iostream>
 #include <memory>
 
 #include "cli/inputs.h"
+#include "executor/launch/output.h"
 #include "reports/params_report.h"
 
 namespace meshwright {
@@ -20,9 +20,9 @@ void add_params(CLI::App& app, Invocation& invocation) {
       const TrainingConfig config = load_config(*options);
       if (print_config(*options, config)) return kDone;
       if (options->json)
-        std::cout << params_json(config.model, config.sequence_length, config.sequences_per_step()).dump(2) << '\n';
+        print(params_json(config.model, config.sequence_length, config.sequences_per_step()).dump(2) + '\n');
       else
-        std::cout << params_report(config.model, config.sequence_length, config.sequences_per_step());
+        print(params_report(config.model, config.sequence_length, config.sequences_per_step()));
       return kDone;
     };
   });

@@ -6,8 +6,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <ctime>
+#include <exception>
 #include <fstream>
-#include <iostream>
 #include <memory>
 #include <optional>
 
@@ -19,6 +21,7 @@
 #include "executor/data/token_source.h"
 #include "executor/launch/launcher.h"
 #include "executor/launch/mpi_session.h"
+#include "executor/launch/output.h"
 #include "executor/train.h"
 #include "model/program/check.h"
 #include "model/program/op_work.h"
@@ -57,22 +60,34 @@ TrainingConfig read(const Options& options, bool quiet) {
   return load_config(config, quiet);
 }
 
+// The data of a plan's steps. Throws InputError for what can be known before they are used: too few, or, if `check`, a token
+// anywhere that is none.
+Batches open_data(const Options& options, const TrainingConfig& config, const Plan& plan, bool check, bool warn) {
+  const Cache cache(default_cache_folder(), warn ? log_warning : std::function<void(const std::string&)>());
+  Batches data(open_tokens(options.data, static_cast<int>(config.dimensions.vocab_size), cache),
+               {.microbatches = plan.microbatches,
+                .dp = plan.mesh.dp,
+                .batch = config.sequences_per_step() / plan.microbatches / plan.mesh.dp,
+                .tokens = config.sequence_length});
+  ProgressLine line;
+  if (check)
+    data.check([&](int shard) { line.show(fmt::format("checking shard {} of {}", shard + 1, data.shards())); });
+  return data;
+}
+
 // ---- the process that the user calls -----------------------------------------------------------------------------------
 
-// Its configuration and plan, kept with the run: in output_dir, or in runs/ where that is a bucket.
-void keep_record(const TrainingConfig& config, const Plan& plan, const std::string& system) {
+// What a run leaves beside the database: in output_dir, or in runs/ where that is a bucket.
+std::filesystem::path run_folder(const TrainingConfig& config) {
   const bool bucket = config.output_dir.find("://") != std::string::npos;
-  const std::filesystem::path folder = std::filesystem::path(bucket ? "runs" : config.output_dir) / config.name;
+  return std::filesystem::path(bucket ? "runs" : config.output_dir) / config.name;
+}
+
+// Its configuration and plan, kept with the run.
+void keep_record(const TrainingConfig& config, const Plan& plan, const std::string& system) {
+  const std::filesystem::path folder = run_folder(config);
   const auto write = [&](const char* name, const OrderedJson& content) {
-    write_atomically(folder / name, [&](const std::filesystem::path& temporary) {
-      std::ofstream out(temporary);
-      out << content.dump(2) << '\n';
-      out.close();
-      if (!out) {
-        throw InputError(Diagnostic{config.name, "output_dir", config.output_dir, "a directory that can be written",
-                                    "--set output_dir=runs/"});
-      }
-    });
+    write_atomically(folder / name, content.dump(2) + '\n');
   };
   write("config.json", to_json(config));
   write("plan.json", {{"plan", to_text(plan)}, {"system", system}});
@@ -125,34 +140,79 @@ std::int64_t all_bytes(const Traffic& traffic) {
   return sum;
 }
 
+// Stores a run's figures. Where they can't be, they are kept in a file of the run's folder, and where even that can't be
+// made, said in the log: then throws the database's InputError.
+void store_run(const Options& options, const TrainingConfig& config, const Plan& plan, const StoredRun& run) {
+  constexpr std::chrono::seconds kPatience{30};  // what is lost here has taken long
+  try {
+    Store(options.system.database, Store::Access::kWrite, kPatience).save(run);
+  } catch (const InputError&) {
+    const auto figures = [](const RunFigures& f) {
+      OrderedJson json;
+      visit_fields(f, [&](std::string_view name, const auto& value) { json[std::string(name)] = value; });
+      return json;
+    };
+    const OrderedJson row{{"database", options.system.database},
+                          {"plan_id", run.plan},
+                          {"plan", to_text(plan)},
+                          {"steps", run.steps},
+                          {"predicted", figures(run.predicted)},
+                          {"measured", figures(run.measured)}};
+    const std::filesystem::path file =
+        run_folder(config) / fmt::format("not-stored-{}-{}.json", std::time(nullptr), getpid());
+    try {
+      write_atomically(file, row.dump(2) + '\n');
+      log_warning(fmt::format("the run's figures are not in {}, but in {}", options.system.database, file.string()));
+    } catch (const InputError&) {
+      log_warning(fmt::format("the run's figures are not in {}: {}", options.system.database, row.dump()));
+    }
+    throw;
+  }
+}
+
 // What rank 0 says after the last step. False if the program that ran is not the one that was predicted.
-bool summarise(const Options& options, const Plan& plan, const ProgramSet& set, std::int64_t steps,
-               StepTotals predicted, const TrainSummary& summary) {
+bool summarise(const Options& options, const TrainingConfig& config, const Plan& plan, const ProgramSet& set,
+               std::int64_t steps, StepTotals predicted, const TrainSummary& summary) {
   predicted.flops = flops_of_routed_rows(set, summary.ranks);
   const StepReport report = counted_report(summary);
   const StepTotals counted = totals(report, plan.mesh);
-  if (options.config.json) {
-    std::cout << OrderedJson{{"predicted", to_json(predicted)}, {"counted", to_json(counted)}}.dump() << '\n';
-  } else {
-    std::cout << fmt::format("\nloss {:.4f} -> {:.4f} ({:+.1f} %) in {} steps\n", summary.first_loss, summary.last_loss,
-                             (summary.last_loss / summary.first_loss - 1) * 100, steps);
-    std::cout << fmt::format("\nPredicted against counted{}\n",
-                             options.rehearse ? ", of the program at reduced size" : "")
-              << comparison_report(predicted, counted, options.rehearse ? Times::kLeaveOut : Times::kCompare)
-              << (counts_equal(predicted, counted) ? "All counts are equal" : "The counts differ")
-              << " (FLOPs at the rows that were routed; of the arena, its size against the highest address touched).\n";
-  }
-  if (options.stored_plan && !options.rehearse) {
+  // Each of these is kept, whatever becomes of the others; the first failure is thrown in the end. The database comes last, as
+  // it can be locked.
+  std::exception_ptr failure;
+  const auto keep = [&failure](const auto& write) {
+    try {
+      write();
+    } catch (const std::exception& error) {
+      if (failure) log_warning(error.what());
+      if (!failure) failure = std::current_exception();
+    }
+  };
+  keep([&] {
+    if (options.config.json) {
+      print(OrderedJson{{"predicted", to_json(predicted)}, {"counted", to_json(counted)}}.dump() + '\n');
+      return;
+    }
+    print(fmt::format("\nloss {:.4f} -> {:.4f} ({:+.1f} %) in {} steps\n", summary.first_loss, summary.last_loss,
+                      (summary.last_loss / summary.first_loss - 1) * 100, steps));
+    print(fmt::format("\nPredicted against counted{}\n{}{} (FLOPs at the rows that were routed; of the "
+                      "arena, its size against the highest address touched).\n",
+                      options.rehearse ? ", of the program at reduced size" : "",
+                      comparison_report(predicted, counted, options.rehearse ? Times::kLeaveOut : Times::kCompare),
+                      counts_equal(predicted, counted) ? "All counts are equal" : "The counts differ"));
+  });
+  keep([&] {
+    if (options.trace.empty()) return;
+    write_trace_file(options.trace, report, {.title = fmt::format("{}, measured", to_text(plan)), .mesh = plan.mesh});
+    log_info(fmt::format("{}: the last step, measured; open it in https://ui.perfetto.dev", options.trace));
+  });
+  keep([&] {
+    if (!options.stored_plan || options.rehearse) return;
     const auto figures = [](const StepTotals& t) {
       return RunFigures{t.step_time.value, t.flops, all_bytes(t.traffic), t.peak_bytes.value};
     };
-    Store(options.system.database)
-        .save(StoredRun{*options.stored_plan, "", steps, figures(predicted), figures(counted)});
-  }
-  if (!options.trace.empty()) {
-    write_trace_file(options.trace, report, {.title = fmt::format("{}, measured", to_text(plan)), .mesh = plan.mesh});
-    log_info(fmt::format("{}: the last step, measured; open it in https://ui.perfetto.dev", options.trace));
-  }
+    store_run(options, config, plan, {*options.stored_plan, "", steps, figures(predicted), figures(counted)});
+  });
+  if (failure) std::rethrow_exception(failure);
   if (!counts_equal(predicted, counted)) log_warning("the counts differ from the prediction: this is an error of ours");
   return counts_equal(predicted, counted);
 }
@@ -170,6 +230,7 @@ int run_rank(Options options, const Invocation& invocation) {
     const ChosenPlan plan = choose_plan(options.plan, true, published, system, options.system.database);
     if (plan.none_fits) return "";
     if (!options.stored_plan) options.stored_plan = plan.id;
+    if (options.stored_plan && !options.rehearse) Store(options.system.database);  // refused now, not at the end
     return to_text(plan.plan);
   });
   if (chosen.empty()) {
@@ -194,19 +255,16 @@ int run_rank(Options options, const Invocation& invocation) {
     predicted = totals(simulate(set, SystemCostModel(system, set)), plan.mesh);
   }
   Batches data = rank_0_first(mpi.world(), [&] {
-    return Batches(open_tokens(options.data, static_cast<int>(config.dimensions.vocab_size), default_cache_folder()),
-                   {.microbatches = set.step.microbatches,
-                    .dp = plan.mesh.dp,
-                    .batch = set.step.microbatch,
-                    .tokens = set.step.tokens});
+    // Of the ranks that were started for the user, none need look: the process that started them has.
+    return open_data(options, config, plan, first && !options.started, first);
   });
 
   const std::int64_t steps = options.steps_of(config);
   if (first && !options.started && !options.rehearse) keep_record(published, plan, system.name);
   if (first && !options.config.json) {
-    std::cout << fmt::format("{}: {} parameters, {} tokens a step, {} ranks, f32\n{}\n", config.name,
-                             with_commas(count_parameters(config.model).total()),
-                             with_commas(set.step.sequences * set.step.tokens), plan.mesh.ranks(), step_heading());
+    print(fmt::format("{}: {} parameters, {} tokens a step, {} ranks, f32\n{}\n", config.name,
+                      with_commas(count_parameters(config.model).total()),
+                      with_commas(set.step.sequences * set.step.tokens), plan.mesh.ranks(), step_heading()));
   }
   const auto on_step = [&](const TrainedStep& s) {
     const StepLine line{.step = s.step + 1,
@@ -220,13 +278,12 @@ int run_rank(Options options, const Invocation& invocation) {
                         .predicted_step_time = predicted.step_time,
                         .step_time = {s.seconds},
                         .peak_memory = {s.peak_bytes}};
-    std::cout << (options.config.json ? to_json(line).dump() : step_text(line))
-              << std::endl;  // flushed: people watch it
+    print((options.config.json ? to_json(line).dump() : step_text(line)) + '\n');
   };
   const TrainSummary summary =
       train(set, config.model, config, mpi.world(), data,
             {.steps = steps, .timeline = !options.trace.empty(), .warn = log_warning}, on_step);
-  return !first || summarise(options, plan, set, steps, predicted, summary) ? kDone : kInternalError;
+  return !first || summarise(options, config, plan, set, steps, predicted, summary) ? kDone : kInternalError;
 }
 
 // Whether the plan's program, in f32, fits on the system's devices and, all ranks together, on this machine. Says why not.
@@ -266,11 +323,9 @@ int run(const Options& options, const Invocation& invocation) {
         fmt::format("no plan of {} fits on {}: `meshwright search` says by how much", config.name, system.name));
     return kNothingFeasible;
   }
-  if (!options.data.empty() && !std::filesystem::exists(options.data))
-    throw InputError(Diagnostic{"--data", "", Json(options.data).dump(-1, ' ', false, Json::error_handler_t::replace),
-                                "a text file, a .npy file, or a folder of .npy files",
-                                "there is nothing of this name"});
   if (!options.rehearse && !fits(config, system, chosen.plan)) return kNothingFeasible;
+  if (chosen.id && !options.rehearse) Store(options.system.database);  // refused now, if it can't be written at the end
+  open_data(options, options.rehearse ? rehearsal(config, chosen.plan) : config, chosen.plan, true, true);
   if (!options.trace.empty() && !std::ofstream(options.trace, std::ios::app))
     throw InputError(Diagnostic{"--trace", "", options.trace, "a file that can be written", "make its folder first"});
   return start_ranks(options, config, system, chosen, invocation);

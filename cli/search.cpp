@@ -1,10 +1,10 @@
 // meshwright search: every legal plan, simulated and ranked.
 #include <fmt/format.h>
 
-#include <iostream>
 #include <memory>
 
 #include "cli/inputs.h"
+#include "executor/launch/output.h"
 #include "reports/search_report.h"
 
 namespace meshwright {
@@ -35,14 +35,14 @@ void add_search(CLI::App& app, Invocation& invocation) {
       if (print_config(options->config, config)) return kDone;
       const System system = load_any_system(options->system.system, invocation);
       Store store(options->system.database);
-      SearchResult result;
-      const std::int64_t id = search_and_store(config, system, store, result);
+      const SearchResult result = search_plans(config, system);
       const SearchHeading heading{config.name, system.name, system.devices(), system.usable_memory,
                                   published_plan(config)};
       if (options->config.json)
-        std::cout << to_json(result, heading).dump(2) << '\n';
+        print(to_json(result, heading).dump(2) + '\n');
       else
-        std::cout << search_report(result, heading, options->top);
+        print(search_report(result, heading, options->top));
+      const std::int64_t id = store.save(search_key(config, system), result);  // if it can't be: it has been printed
       log_info(
           fmt::format("stored in {} as search {}{}", options->system.database, id,
                       result.plans.empty() ? "" : fmt::format("; the best plan is --plan {}", store.best(id)->id)));

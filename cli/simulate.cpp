@@ -3,10 +3,10 @@
 
 #include <fmt/format.h>
 
-#include <iostream>
 #include <memory>
 
 #include "cli/inputs.h"
+#include "executor/launch/output.h"
 #include "model/program/check.h"
 #include "model/program/verifier.h"
 #include "planner/system_evaluator.h"
@@ -47,9 +47,9 @@ int run(const Options& options, const Invocation& invocation) {
   if (options.shardings) {
     const Shardings all = shardings(problem.model, problem.shape, chosen.plan, cost.mapping());
     if (options.config.json)
-      std::cout << to_json(all).dump(2) << '\n';
+      print(to_json(all).dump(2) + '\n');
     else
-      std::cout << shardings_report(all);
+      print(shardings_report(all));
     return kDone;
   }
   const Prediction prediction{simulate(programs, cost, {.timeline = true}), cost.mapping().describe()};
@@ -69,9 +69,9 @@ int run(const Options& options, const Invocation& invocation) {
                          size.ranks_left_out ? fmt::format(", {} left out", size.ranks_left_out) : ""));
   }
   if (options.config.json)
-    std::cout << plan_json(result, prediction, heading).dump(2) << '\n';
+    print(plan_json(result, prediction, heading).dump(2) + '\n');
   else
-    std::cout << plan_report(result, prediction, heading);
+    print(plan_report(result, prediction, heading));
   if (result.peak_memory_bytes <= system.usable_memory.value) return kDone;
   log_warning(fmt::format("the plan does not fit: {} GiB too many",
                           gib({result.peak_memory_bytes - system.usable_memory.value})));

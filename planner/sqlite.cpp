@@ -1,20 +1,21 @@
 #include "planner/sqlite.h"
 
+#include <fmt/format.h>
 #include <sys/vfs.h>
+
+#include <system_error>
 
 #include "model/input/diagnostics.h"
 
 namespace meshwright::sqlite {
 namespace {
 
-constexpr int kBusyTimeoutMs = 10'000;
-
 struct Meaning {
   std::string value, allowed, hint;
 };
 
 // What a result code means for the user.
-Meaning meaning(int code, const std::string& message) {
+Meaning meaning(int code, const std::string& message, std::chrono::milliseconds patience) {
   switch (code & 0xff) {
     case SQLITE_NOTADB:
       return {"not an SQLite database", "a database that meshwright made", "name another file with --db"};
@@ -30,13 +31,25 @@ Meaning meaning(int code, const std::string& message) {
               "check the permissions of both, or name another file with --db"};
     case SQLITE_BUSY:
     case SQLITE_LOCKED:
-      return {"locked by another process for 10 s", "one writer at a time",
+      return {fmt::format("locked by another process for {} s", patience.count() / 1e3), "one writer at a time",
               "wait for the other meshwright to finish, or name another file with --db"};
     case SQLITE_FULL:
       return {"the disk is full", "room for the results", "free some, or name a file on another disk with --db"};
     default:
       return {message, "a database that can be read and written", "check the disk, or name another file with --db"};
   }
+}
+
+// The name by which SQLite reads a file without locks and without a log (https://www.sqlite.org/uri.html).
+std::string immutable_uri(const std::filesystem::path& file) {
+  std::string uri = "file:";
+  for (const char c : std::filesystem::absolute(file).string()) {
+    if (c == '%' || c == '?' || c == '#')
+      uri += fmt::format("%{:02X}", static_cast<unsigned char>(c));
+    else
+      uri += c;
+  }
+  return uri + "?immutable=1";
 }
 
 }  // namespace
@@ -47,17 +60,42 @@ bool is_network_file_system(std::int64_t type) {
   return type == kNfs || type == kSmb || type == kSmb2 || type == kCifs;
 }
 
-Database::Database(const std::filesystem::path& file, Access access) : file_(file.string()) {
+Database::Database(const std::filesystem::path& file, Access access, std::chrono::milliseconds patience)
+    : file_(file.string()), patience_(patience) {
   const std::filesystem::path folder = file.has_parent_path() ? file.parent_path() : std::filesystem::path(".");
   if (struct statfs fs; ::statfs(folder.c_str(), &fs) == 0 && is_network_file_system(fs.f_type))
     refuse("on a network file system", "a file on a local disk",
            "name one with --db: databases on NFS and SMB get damaged");
-  const int flags = access == Access::kRead ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE;
+  if (access != Access::kRead) {
+    int code = open(file_, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE);
+    if (access == Access::kWrite && code != SQLITE_OK) fail(code);
+    if (access == Access::kWrite) return;
+    // A file may be writable in a folder that is not: then a look into it fails already, for want of a log beside it.
+    if (code == SQLITE_OK) code = try_to_read();
+    if (code == SQLITE_OK && writable()) return;
+  }
+  if (const int code = open(file_, SQLITE_OPEN_READONLY); code != SQLITE_OK) fail(code);
+  const int code = try_to_read();
+  std::error_code no_log;
+  const auto log_bytes = std::filesystem::file_size(file_ + "-wal", no_log);
+  if (((code & 0xff) == SQLITE_CANTOPEN || (code & 0xff) == SQLITE_READONLY) && (no_log || log_bytes == 0)) {
+    // Readers of a database with a write-ahead log share memory through a file beside it. Where that can't be made and there is
+    // no log, the database itself is all there is, and it is read as it lies.
+    if (const int again = open(immutable_uri(file), SQLITE_OPEN_READONLY | SQLITE_OPEN_URI); again != SQLITE_OK)
+      fail(again);
+  }
+}
+
+int Database::open(const std::string& name, int flags) {
   sqlite3* db = nullptr;
-  const int code = sqlite3_open_v2(file_.c_str(), &db, flags | SQLITE_OPEN_NOMUTEX, nullptr);
+  const int code = sqlite3_open_v2(name.c_str(), &db, flags | SQLITE_OPEN_NOMUTEX, nullptr);
   db_.reset(db);
-  if (code != SQLITE_OK) fail(code);
-  sqlite3_busy_timeout(db, kBusyTimeoutMs);
+  if (code == SQLITE_OK) sqlite3_busy_timeout(db, static_cast<int>(patience_.count()));
+  return code;
+}
+
+int Database::try_to_read() const {
+  return sqlite3_exec(db_.get(), "SELECT 1 FROM sqlite_schema", nullptr, nullptr, nullptr);
 }
 
 void Database::refuse(std::string value, std::string allowed, std::string hint) const {
@@ -65,7 +103,7 @@ void Database::refuse(std::string value, std::string allowed, std::string hint) 
 }
 
 void Database::fail(int code) const {
-  Meaning m = meaning(code, db_ ? sqlite3_errmsg(db_.get()) : sqlite3_errstr(code));
+  Meaning m = meaning(code, db_ ? sqlite3_errmsg(db_.get()) : sqlite3_errstr(code), patience_);
   refuse(std::move(m.value), std::move(m.allowed), std::move(m.hint));
 }
 

@@ -4,6 +4,7 @@
 
 #include <sqlite3.h>
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -12,12 +13,14 @@
 
 namespace meshwright::sqlite {
 
-enum class Access : std::uint8_t { kRead, kWrite };
+enum class Access : std::uint8_t { kRead, kWrite, kWriteIfPossible };
+constexpr std::chrono::milliseconds kPatience{10'000};  // how long a lock is waited for, unless said otherwise
 
 class Database {
  public:
-  // kWrite makes the file if there is none. Waits up to 10 s for a lock.
-  Database(const std::filesystem::path& file, Access access);
+  // kWrite makes the file if there is none; kWriteIfPossible reads one that can't be written.
+  Database(const std::filesystem::path& file, Access access, std::chrono::milliseconds patience = kPatience);
+  bool writable() const { return sqlite3_db_readonly(db_.get(), "main") == 0; }
   // Runs statements that return nothing of interest.
   void run(const std::string& sql) const;
   std::int64_t pragma(const std::string& name) const;  // an integer one
@@ -28,10 +31,15 @@ class Database {
   [[noreturn]] void refuse(std::string value, std::string allowed, std::string hint) const;
 
  private:
+  // These return SQLite's result code: of opening, and of a first look into the file.
+  int open(const std::string& name, int flags);
+  int try_to_read() const;
+
   struct Close {
     void operator()(sqlite3* db) const { sqlite3_close(db); }
   };
   std::string file_;
+  std::chrono::milliseconds patience_;
   std::unique_ptr<sqlite3, Close> db_;
 };
 

@@ -68,16 +68,6 @@ void get(const Database& db, Statement& s, T& value) {
   }
 }
 
-// The fields of a run's figures, once.
-template <class Figures, class V>
-requires std::same_as<std::remove_const_t<Figures>, RunFigures>
-void visit_fields(Figures& f, V&& v) {
-  v("step_time_s", f.step_time_s);
-  v("flops", f.flops);
-  v("sent_bytes", f.sent_bytes);
-  v("peak_memory_bytes", f.peak_memory_bytes);
-}
-
 std::string plan_columns() {
   std::string columns;
   const PlanResult fields;
@@ -190,14 +180,16 @@ CREATE INDEX runs_by_plan ON runs (plan);
 
 class Store::Connection : public Database {
  public:
-  Connection(const std::filesystem::path& file, sqlite::Access access) : Database(file, access) {
+  Connection(const std::filesystem::path& file, sqlite::Access access, std::chrono::milliseconds patience)
+      : Database(file, access, patience) {
     // Who it belongs to comes before anything that would change it.
     const bool fresh = blank();
-    if (fresh && access == sqlite::Access::kRead)
+    const bool reads = access == sqlite::Access::kRead || (access == sqlite::Access::kWriteIfPossible && !writable());
+    if (fresh && reads)
       refuse("an empty database", "a database that meshwright made", "search first, or name another file with --db");
     if (!fresh) require_ours();
-    if (access == sqlite::Access::kRead) return;
-    if (sqlite3_db_readonly(get(), "main") == 1) fail(SQLITE_READONLY);
+    if (reads) return;
+    if (!writable()) fail(SQLITE_READONLY);
     run("PRAGMA journal_mode = WAL");
     run("PRAGMA synchronous = FULL");
     run("PRAGMA foreign_keys = ON");
@@ -225,9 +217,13 @@ class Store::Connection : public Database {
   }
 };
 
-Store::Store(const std::filesystem::path& file, Access access)
-    : db_(std::make_unique<Connection>(file,
-                                       access == Access::kRead ? sqlite::Access::kRead : sqlite::Access::kWrite)) {}
+// One enumeration under two names, as the header does not show SQLite.
+static_assert(static_cast<int>(Store::Access::kRead) == static_cast<int>(sqlite::Access::kRead) &&
+              static_cast<int>(Store::Access::kWrite) == static_cast<int>(sqlite::Access::kWrite) &&
+              static_cast<int>(Store::Access::kWriteIfPossible) == static_cast<int>(sqlite::Access::kWriteIfPossible));
+
+Store::Store(const std::filesystem::path& file, Access access, std::chrono::milliseconds patience)
+    : db_(std::make_unique<Connection>(file, static_cast<sqlite::Access>(access), patience)) {}
 Store::~Store() = default;
 Store::Store(Store&&) noexcept = default;
 Store& Store::operator=(Store&&) noexcept = default;

@@ -11,11 +11,14 @@
 // schema's version.
 #pragma once
 
+#include <chrono>
+#include <concepts>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "planner/search.h"
@@ -57,6 +60,15 @@ struct RunFigures {
   std::int64_t peak_memory_bytes = 0;
   bool operator==(const RunFigures&) const = default;
 };
+// Calls v(name, field) for every field under its name.
+template <class Figures, class V>
+requires std::same_as<std::remove_const_t<Figures>, RunFigures>
+void visit_fields(Figures& f, V&& v) {
+  v("step_time_s", f.step_time_s);
+  v("flops", f.flops);
+  v("sent_bytes", f.sent_bytes);
+  v("peak_memory_bytes", f.peak_memory_bytes);
+}
 struct StoredRun {
   std::int64_t plan = 0;
   std::string created;  // set by save()
@@ -67,18 +79,20 @@ struct StoredRun {
 
 // A connection. Used by one thread at a time, and not across a fork. Every function throws InputError where
 // the file or its folder is at fault (not there, not writable, not a database, not ours, damaged, full,
-// locked by someone for longer than 10 s), naming the file and what to do.
+// locked by someone for longer than patience), naming the file and what to do.
 class Store {
  public:
-  enum class Access : std::uint8_t { kRead, kWrite };
-  // kWrite makes the file if there is none. kRead needs an existing one. Refuses databases of other programs,
-  // and those of a newer schema.
-  explicit Store(const std::filesystem::path& file, Access access = Access::kWrite);
+  enum class Access : std::uint8_t { kRead, kWrite, kWriteIfPossible };
+  // kWrite makes the file if there is none. kRead needs an existing one. kWriteIfPossible is kRead where a file
+  // is there that can't be written: save functions then throw. Refuses databases of other programs,
+  // and those of a newer schema. patience: how long each function waits for a lock.
+  explicit Store(const std::filesystem::path& file, Access access = Access::kWrite,
+                 std::chrono::milliseconds patience = std::chrono::seconds(10));
   ~Store();
   Store(Store&&) noexcept;
   Store& operator=(Store&&) noexcept;
 
-  // The id of the new search. Precondition: opened with kWrite, like all save functions.
+  // The id of the new search. Precondition: not opened with kRead, like all save functions.
   std::int64_t save(const SearchKey& key, const SearchResult& result);
 
   // The newest search of exactly this question.

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cmath>
+#include <cstring>
 #include <fstream>
 #include <map>
 #include <memory>
@@ -177,20 +179,23 @@ class Writer {
   std::map<std::string, std::string> labels_;
 };
 
-[[noreturn]] void cannot_write(const std::filesystem::path& file) {
+// `code`: of errno.h, 0 if it is not known.
+[[noreturn]] void cannot_write(const std::filesystem::path& file, int code) {
   throw InputError(Diagnostic{"--trace", "", Json(file.string()).dump(-1, ' ', false, Json::error_handler_t::replace),
-                              "a file that can be written", "its folder must exist, and have room"});
+                              "a file that can be written",
+                              code != 0 ? std::strerror(code) : "its folder must exist, and have room"});
 }
 
 void write_compressed(const std::filesystem::path& file, const std::string& text) {
-  const std::unique_ptr<gzFile_s, int (*)(gzFile)> out(gzopen(file.c_str(), "wb6"), gzclose);
-  if (!out) cannot_write(file);
+  errno = 0;
+  std::unique_ptr<gzFile_s, int (*)(gzFile)> out(gzopen(file.c_str(), "wb6"), gzclose);
+  if (!out) cannot_write(file, errno);
   constexpr std::size_t kChunk = 1 << 20;  // gzwrite takes an unsigned, and returns an int
   for (std::size_t at = 0; at < text.size(); at += kChunk) {
     const auto count = static_cast<unsigned>(std::min(kChunk, text.size() - at));
-    if (gzwrite(out.get(), text.data() + at, count) != static_cast<int>(count)) cannot_write(file);
+    if (gzwrite(out.get(), text.data() + at, count) != static_cast<int>(count)) cannot_write(file, errno);
   }
-  if (gzflush(out.get(), Z_FINISH) != Z_OK) cannot_write(file);
+  if (gzclose(out.release()) != Z_OK) cannot_write(file, errno);  // which writes what is left
 }
 
 }  // namespace
@@ -206,11 +211,12 @@ TraceSize write_trace_file(const std::filesystem::path& file, const StepReport& 
     write_compressed(file, text.str());
     return size;
   }
+  errno = 0;
   std::ofstream out(file, std::ios::binary);
-  if (!out) cannot_write(file);
+  if (!out) cannot_write(file, errno);
   const TraceSize size = write_trace(out, report, options);
   out.close();
-  if (!out) cannot_write(file);
+  if (!out) cannot_write(file, errno);
   return size;
 }
 

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -39,9 +40,13 @@ class Batches {
   const BatchShape& shape() const { return shape_; }
   std::int64_t steps_per_epoch() const { return first_step_.back(); }  // until the data repeats
 
+  // Reads all data once: see TokenSource::check().
+  void check(const std::function<void(int shard)>& progress = {}) const { source_.check(progress); }
+  int shards() const { return source_.shards(); }
+
   // Ids of microbatch m on dp rank d, tokens [t0, t0 + tl) of each sequence, token by token:
   // inputs[t*B + b], t from 0 to tl-1; targets likewise. Both hold tl*B. step >= 0, of any size.
-  // May read a shard, and throw InputError for what it finds there.
+  // May read a shard, and throw InputError for what it finds there, a shard of another size than at first included.
   void read(std::int64_t step, std::int64_t m, std::int64_t d, std::int64_t t0, std::int64_t tl,
             std::span<std::int32_t> inputs, std::span<std::int32_t> targets);
 

@@ -5,11 +5,10 @@
 #include <cctype>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <string_view>
 #include <utility>
 
+#include "executor/data/regular_file.h"
 #include "model/input/diagnostics.h"
 
 namespace meshwright {
@@ -22,17 +21,10 @@ struct Block {
 static_assert(sizeof(Block) == 12);
 
 std::string read(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string bytes{std::istreambuf_iterator<char>(file), {}};
-  if (!file) {
-    throw InputError(Diagnostic{.source = path.string(),
-                                .path = "",
-                                .value = "missing",
-                                .allowed = std::string("the file of Debian's package ") + kDemoCorpusPackage,
-                                .hint = std::string("apt-get install ") + kDemoCorpusPackage +
-                                        ", or give a text of your own with --data FILE"});
-  }
-  return bytes;
+  return RegularFile(
+             path, std::string("the file of Debian's package ") + kDemoCorpusPackage,
+             std::string("apt-get install ") + kDemoCorpusPackage + ", or give a text of your own with --data FILE")
+      .all();
 }
 
 [[noreturn]] void damaged(const std::filesystem::path& path, const std::string& value) {

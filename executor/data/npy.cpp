@@ -4,13 +4,11 @@
 #include <array>
 #include <bit>
 #include <cctype>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <optional>
 #include <string_view>
 #include <type_traits>
 
+#include "executor/data/regular_file.h"
 #include "model/input/diagnostics.h"
 
 namespace meshwright {
@@ -120,66 +118,77 @@ class HeaderParser {
   std::size_t at_ = 0;
 };
 
-std::ifstream open(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file || std::filesystem::is_directory(path)) {
-    refuse(path, "", std::filesystem::is_directory(path) ? "a folder" : std::strerror(errno), "a readable .npy file",
-           "");
-  }
-  return file;
-}
+RegularFile open(const std::filesystem::path& path) { return {path, "a readable .npy file", ""}; }
 
-template <class T>
-std::vector<std::int32_t> read_as(std::ifstream& file, const std::filesystem::path& path, const NpyHeader& header,
-                                  std::int64_t vocab) {
-  std::vector<std::int32_t> tokens(header.elements);
-  std::vector<T> block(std::min<std::int64_t>(header.elements, 1 << 20));
+// Calls f(first, count, values) for block after block of the elements, all of which are then known to be tokens.
+template <class T, class F>
+void for_each_block(const RegularFile& file, const std::filesystem::path& path, const NpyHeader& header,
+                    std::int64_t vocab, F&& f) {
+  const auto is_token = [vocab](T value) {
+    return (!std::is_signed_v<T> || value >= T(0)) &&
+           static_cast<std::uint64_t>(value) < static_cast<std::uint64_t>(vocab);
+  };
+  std::vector<T> block(std::min<std::int64_t>(header.elements, 1 << 18));
   for (std::int64_t first = 0; first < header.elements; first += static_cast<std::int64_t>(block.size())) {
     const std::int64_t count = std::min<std::int64_t>(block.size(), header.elements - first);
-    if (!file.read(reinterpret_cast<char*>(block.data()), count * sizeof(T))) {
-      refuse(path, "element " + std::to_string(first), "end of file", "a file that stays whole while it is read", "");
+    file.read(header.data_offset + first * static_cast<std::int64_t>(sizeof(T)), block.data(), count * sizeof(T));
+    bool all = true;  // without a branch a token: at the speed of memory
+    for (std::int64_t i = 0; i < count; ++i) all &= is_token(block[i]);
+    if (!all) {
+      const std::int64_t i = std::find_if_not(block.begin(), block.end(), is_token) - block.begin();
+      refuse(path, "element " + std::to_string(first + i), std::to_string(block[i]),
+             "token ids from 0 to " + std::to_string(vocab - 1),
+             "set vocab_size to that of the tokenizer that made the file");
     }
-    for (std::int64_t i = 0; i < count; ++i) {
-      const T token = block[i];
-      const bool negative = std::is_signed_v<T> && token < T(0);
-      if (negative || static_cast<std::uint64_t>(token) >= static_cast<std::uint64_t>(vocab)) {
-        refuse(path, "element " + std::to_string(first + i), std::to_string(token),
-               "token ids from 0 to " + std::to_string(vocab - 1),
-               "set vocab_size to that of the tokenizer that made the file");
-      }
-      tokens[first + i] = static_cast<std::int32_t>(token);
-    }
+    f(first, count, block.data());
   }
-  return tokens;
 }
 
-}  // namespace
+// The same for whatever type the file has.
+template <class F>
+void for_each_block(const std::filesystem::path& path, const RegularFile& file, const NpyHeader& header,
+                    std::int64_t vocab, F&& f) {
+  const auto as = [&]<class T>(T) { for_each_block<T>(file, path, header, vocab, f); };
+  const bool is_signed = header.descr[1] == 'i';
+  switch (header.descr[2]) {
+    case '1':
+      return is_signed ? as(std::int8_t{}) : as(std::uint8_t{});
+    case '2':
+      return is_signed ? as(std::int16_t{}) : as(std::uint16_t{});
+    case '4':
+      return is_signed ? as(std::int32_t{}) : as(std::uint32_t{});
+    default:
+      return is_signed ? as(std::int64_t{}) : as(std::uint64_t{});
+  }
+}
 
-NpyHeader read_npy_header(const std::filesystem::path& path) {
-  std::ifstream file = open(path);
-  const auto file_bytes = static_cast<std::int64_t>(std::filesystem::file_size(path));
+// Reads the header, and checks that the file has all its elements.
+NpyHeader read_header(const RegularFile& file, const std::filesystem::path& path) {
+  const std::int64_t file_bytes = file.size();
   std::array<unsigned char, 12> head{};
-  file.read(reinterpret_cast<char*>(head.data()), 8);
+  file.read(0, head.data(), std::min<std::int64_t>(head.size(), file_bytes));
   const std::string_view magic(reinterpret_cast<const char*>(head.data()), kMagic.size());
-  if (!file || magic != kMagic) {
+  if (magic != kMagic) {
     const bool zip = magic.substr(0, 2) == "PK";
-    refuse(path, "first bytes", zip ? "a zip archive" : "something else", "\"\\x93NUMPY\"",
-           zip ? ".npz archives are not read: save the array with numpy.save" : "is it a .npy file?");
+    refuse(path, "first bytes",
+           zip               ? "a zip archive"
+           : file_bytes == 0 ? "none: the file is empty"
+                             : "something else",
+           "\"\\x93NUMPY\"", zip ? ".npz archives are not read: save the array with numpy.save" : "is it a .npy file?");
   }
   const int version = head[6];
   if (version < 1 || version > 3) {
     refuse(path, "version", std::to_string(version) + "." + std::to_string(head[7]), "1.0, 2.0 or 3.0", "");
   }
   const int length_bytes = version == 1 ? 2 : 4;
-  file.read(reinterpret_cast<char*>(head.data()) + 8, length_bytes);
   std::int64_t length = 0;
   for (int i = 0; i < length_bytes; ++i) length |= static_cast<std::int64_t>(head[8 + i]) << (8 * i);
-  if (!file || length > kLongestHeader || 8 + length_bytes + length > file_bytes) {
+  if (length > kLongestHeader || 8 + length_bytes + length > file_bytes) {
     refuse(path, "header length", std::to_string(length), "a header within the file",
            "the file is cut off or damaged: copy it again");
   }
   std::string text(length, '\0');
-  file.read(text.data(), length);
+  file.read(8 + length_bytes, text.data(), length);
   const auto fields = HeaderParser(text).parse();
   if (!fields) {
     refuse(path, "header", text.substr(0, 120), "{'descr': '<u4', 'fortran_order': False, 'shape': (n,), }",
@@ -218,37 +227,24 @@ NpyHeader read_npy_header(const std::filesystem::path& path) {
   return header;
 }
 
+}  // namespace
+
+NpyHeader read_npy_header(const std::filesystem::path& path) { return read_header(open(path), path); }
+
 std::vector<std::int32_t> read_npy_tokens(const std::filesystem::path& path, std::int64_t vocab) {
-  const NpyHeader header = read_npy_header(path);
-  std::ifstream file = open(path);
-  file.seekg(header.data_offset);
-  const bool is_signed = header.descr[1] == 'i';
-  switch (header.descr[2]) {
-    case '1':
-      return is_signed ? read_as<std::int8_t>(file, path, header, vocab)
-                       : read_as<std::uint8_t>(file, path, header, vocab);
-    case '2':
-      return is_signed ? read_as<std::int16_t>(file, path, header, vocab)
-                       : read_as<std::uint16_t>(file, path, header, vocab);
-    case '4':
-      return is_signed ? read_as<std::int32_t>(file, path, header, vocab)
-                       : read_as<std::uint32_t>(file, path, header, vocab);
-    default:
-      return is_signed ? read_as<std::int64_t>(file, path, header, vocab)
-                       : read_as<std::uint64_t>(file, path, header, vocab);
-  }
+  const RegularFile file = open(path);
+  const NpyHeader header = read_header(file, path);
+  std::vector<std::int32_t> tokens(header.elements);
+  for_each_block(path, file, header, vocab, [&](std::int64_t first, std::int64_t count, const auto* values) {
+    std::transform(values, values + count, tokens.begin() + first,
+                   [](auto value) { return static_cast<std::int32_t>(value); });
+  });
+  return tokens;
 }
 
-void write_npy_tokens(const std::filesystem::path& path, std::span<const std::int32_t> tokens) {
-  std::string text = "{'descr': '<i4', 'fortran_order': False, 'shape': (" + std::to_string(tokens.size()) + ",), }";
-  while ((10 + text.size() + 1) % 64 != 0) text += ' ';  // so that the data is aligned
-  text += '\n';
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
-  file << kMagic << '\x01' << '\x00' << static_cast<char>(text.size() & 0xff) << static_cast<char>(text.size() >> 8)
-       << text;
-  file.write(reinterpret_cast<const char*>(tokens.data()), static_cast<std::streamsize>(tokens.size_bytes()));
-  file.close();
-  if (!file) refuse(path, "", std::strerror(errno), "a file that can be written", "");
+void check_npy_tokens(const std::filesystem::path& path, std::int64_t vocab) {
+  const RegularFile file = open(path);
+  for_each_block(path, file, read_header(file, path), vocab, [](std::int64_t, std::int64_t, const auto*) {});
 }
 
 }  // namespace meshwright

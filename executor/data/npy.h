@@ -7,7 +7,6 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -27,7 +26,7 @@ NpyHeader read_npy_header(const std::filesystem::path& path);
 // where it stands, and for whatever read_npy_header refuses.
 std::vector<std::int32_t> read_npy_tokens(const std::filesystem::path& path, std::int64_t vocab);
 
-// Writes a one-dimensional '<i4' array (version 1.0). Throws InputError if the file can't be written.
-void write_npy_tokens(const std::filesystem::path& path, std::span<const std::int32_t> tokens);
+// Throws what read_npy_tokens would throw, in the memory of a block.
+void check_npy_tokens(const std::filesystem::path& path, std::int64_t vocab);
 
 }  // namespace meshwright

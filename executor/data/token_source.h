@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "executor/data/cache.h"
+
 namespace meshwright {
 
 // Shards in the order in which they are trained on. Keeps the shard last read. Movable.
@@ -18,6 +20,7 @@ class TokenSource {
     std::string name;  // for messages
     std::int64_t size = 0;
     std::function<std::vector<std::int32_t>()> read;  // gives `size` tokens; may throw InputError
+    std::function<void()> check;                      // throws what read() would throw; may be empty: read() never does
   };
 
   explicit TokenSource(std::vector<Shard> shards);         // at least one
@@ -26,7 +29,13 @@ class TokenSource {
   int shards() const { return static_cast<int>(shards_.size()); }
   std::int64_t size(int shard) const { return shards_[shard].size; }
   const std::string& name(int shard) const { return shards_[shard].name; }
-  std::span<const std::int32_t> tokens(int shard);  // valid until another shard is asked for
+  // size(shard) of them, valid until another shard is asked for. Throws InputError for what the shard holds, and if it has no
+  // longer the size that it had.
+  std::span<const std::int32_t> tokens(int shard);
+
+  // Reads every shard once, so that a long run does not end at the one that is bad. Throws InputError with a fault of each bad
+  // shard. progress: called before each.
+  void check(const std::function<void(int shard)>& progress = {}) const;
 
  private:
   std::vector<Shard> shards_;
@@ -37,10 +46,12 @@ class TokenSource {
 // What --data names:
 //   a folder      its .npy files, sorted by name, one shard each
 //   FILE.npy      one shard
-//   another file  UTF-8 text, encoded by a tokenizer trained on it with `vocab` entries; both kept in `cache`
+//   another file  UTF-8 text, encoded by a tokenizer trained on it with `vocab` entries; both kept in `cache`. A byte order
+//                 mark is left out; what is not UTF-8, or holds a NUL byte, is refused.
 //   ""            demo_corpus(), likewise
-// Every id is below `vocab` (checked when a shard is read). Throws InputError.
+// Every id is below `vocab` (checked when a shard is read, and by check()). Only regular files are read. Throws InputError: for
+// a folder with a fault of each bad shard.
 // Ranks that open the same text do so in rank_0_first() (executor/comm), so that one makes what the others find.
-TokenSource open_tokens(const std::filesystem::path& data, int vocab, const std::filesystem::path& cache);
+TokenSource open_tokens(const std::filesystem::path& data, int vocab, const Cache& cache);
 
 }  // namespace meshwright

@@ -4,14 +4,14 @@
 #include <sentencepiece_trainer.h>
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
+#include <cstring>
+#include <optional>
 #include <stdexcept>
 #include <unordered_map>
 #include <utility>
 
 #include "executor/data/cache.h"
-#include "executor/data/npy.h"
+#include "executor/data/utf8.h"
 #include "model/input/content_key.h"
 #include "model/input/diagnostics.h"
 
@@ -45,8 +45,13 @@ const std::unordered_map<std::string, std::string>& training_options() {
 // length.
 constexpr std::size_t kTrainingBytes = std::size_t{2} << 20;
 
+// The most frequent characters are learnt, up to this share of the entries that are not bytes; the rest is left for what is
+// longer. (SentencePiece refuses a text with more, and its character_coverage must be 0.98 at least.)
+constexpr int kBytes = 257;  // with the unknown token
+std::size_t learnt_characters(int vocab) { return static_cast<std::size_t>(vocab - kBytes) * 3 / 4; }
+
 std::string training_key() {
-  std::vector<std::string> words{"bytes=" + std::to_string(kTrainingBytes) + ";"};
+  std::vector<std::string> words{"bytes=" + std::to_string(kTrainingBytes) + ";", "characters=3/4;"};
   for (const auto& [name, value] : training_options()) words.push_back(name + "=" + value + ";");
   std::sort(words.begin(), words.end());
   std::string key;
@@ -67,50 +72,80 @@ std::string_view first_sentence(std::string_view text) {
 }
 
 // Sentences of a text, without their newlines (which become byte tokens), every n-th of them.
+std::vector<std::string_view> training_sentences(std::string_view text) {
+  const std::size_t every = 1 + text.size() / (kTrainingBytes + 1);
+  std::vector<std::string_view> sentences;
+  for (std::size_t skip = every; !text.empty();) {
+    const std::string_view next = first_sentence(text);
+    text.remove_prefix(next.empty() ? 1 : next.size());
+    if (next.empty() || --skip != 0) continue;
+    sentences.push_back(next);
+    skip = every;
+  }
+  return sentences;
+}
+
+// The sentences, cut at characters that are not among their `most` most frequent.
+std::vector<std::string_view> without_rare_characters(const std::vector<std::string_view>& sentences,
+                                                      std::size_t most) {
+  std::unordered_map<char32_t, std::int64_t> counts;
+  for (std::string_view rest : sentences)
+    while (!rest.empty()) ++counts[next_character(rest)];
+  if (counts.size() <= most) return sentences;
+  std::vector<std::pair<std::int64_t, char32_t>> ranking;  // by count, downwards; ties by code point
+  for (const auto& [character, count] : counts) ranking.emplace_back(-count, character);
+  std::sort(ranking.begin(), ranking.end());
+  for (std::size_t i = most; i < ranking.size(); ++i) counts.erase(ranking[i].second);
+
+  std::vector<std::string_view> pieces;
+  for (const std::string_view sentence : sentences) {
+    std::size_t begin = 0;
+    for (std::string_view rest = sentence; !rest.empty();) {
+      const std::size_t at = sentence.size() - rest.size();
+      if (counts.contains(next_character(rest))) continue;
+      if (at > begin) pieces.push_back(sentence.substr(begin, at - begin));
+      begin = sentence.size() - rest.size();
+    }
+    if (begin < sentence.size()) pieces.push_back(sentence.substr(begin));
+  }
+  return pieces;
+}
+
 class Sentences : public sentencepiece::SentenceIterator {
  public:
-  explicit Sentences(std::string_view text) : rest_(text), every_(1 + text.size() / (kTrainingBytes + 1)) { Next(); }
-  bool done() const override { return sentence_.empty(); }
+  explicit Sentences(const std::vector<std::string_view>& sentences) : sentences_(sentences) { load(); }
+  bool done() const override { return next_ == sentences_.size(); }
   void Next() override {
-    sentence_.clear();
-    for (std::size_t skip = every_; sentence_.empty() && !rest_.empty();) {
-      const std::string_view next = first_sentence(rest_);
-      rest_.remove_prefix(next.empty() ? 1 : next.size());
-      if (!next.empty() && --skip == 0) sentence_ = next;
-    }
+    ++next_;
+    load();
   }
-  const std::string& value() const override { return sentence_; }
+  const std::string& value() const override { return value_; }
   sentencepiece::util::Status status() const override { return {}; }
 
  private:
-  std::string_view rest_;
-  std::size_t every_;
-  std::string sentence_;  // empty: there are no more
+  void load() {
+    if (!done()) value_ = sentences_[next_];
+  }
+  const std::vector<std::string_view>& sentences_;
+  std::size_t next_ = 0;
+  std::string value_;
 };
-
-std::string read_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 std::string train(std::string_view text, int vocab) {
   auto options = training_options();
   options["vocab_size"] = std::to_string(vocab);
-  // Every character must find room beside the 256 bytes; a text with many rare ones has them as bytes
-  // instead.
+  const std::vector<std::string_view> learnt =
+      without_rare_characters(training_sentences(text), learnt_characters(vocab));
+  Sentences sentences(learnt);
   std::string model;
-  for (double coverage : {0.9995, 0.995, 0.98, 0.9}) {
-    options["character_coverage"] = std::to_string(coverage);
-    Sentences sentences(text);
-    const auto status = sentencepiece::SentencePieceTrainer::Train(options, &sentences, &model);
-    if (status.ok()) return model;
-    if (coverage == 0.9) {
-      throw InputError(Diagnostic{.source = "tokenizer",
-                                  .path = "vocab_size",
-                                  .value = std::to_string(vocab),
-                                  .allowed = "a size that a tokenizer can be trained to on this text",
-                                  .hint = status.ToString()});
-    }
+  const auto status = sentencepiece::SentencePieceTrainer::Train(options, &sentences, &model);
+  if (!status.ok()) {
+    throw InputError(
+        Diagnostic{.source = "tokenizer",
+                   .path = "",
+                   .value = "",
+                   .allowed = "a text that a tokenizer of " + std::to_string(vocab) + " entries can learn from",
+                   .hint = "SentencePiece says: " + status.ToString()});
   }
   return model;
 }
@@ -120,6 +155,7 @@ std::string train(std::string_view text, int vocab) {
 struct Tokenizer::Model {
   sentencepiece::SentencePieceProcessor processor;
   std::string key;
+  std::string fingerprint;  // of the model itself
   std::int32_t newline = 0;
 };
 
@@ -128,7 +164,7 @@ Tokenizer::~Tokenizer() = default;
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 
-Tokenizer Tokenizer::trained_on(std::string_view text, int vocab, const std::filesystem::path& cache) {
+Tokenizer Tokenizer::trained_on(std::string_view text, int vocab, const Cache& cache) {
   if (vocab < kSmallestVocabulary) {
     throw InputError(
         Diagnostic{.source = "tokenizer",
@@ -142,15 +178,19 @@ Tokenizer Tokenizer::trained_on(std::string_view text, int vocab, const std::fil
   }
   auto model = std::make_unique<Model>();
   model->key = content_key(text, training_key() + std::to_string(vocab)) + "-" + std::to_string(vocab);
-  const std::filesystem::path path = cache / ("tokenizer-" + model->key + ".model");
-  std::string bytes = read_file(path);
-  if (bytes.empty() || !model->processor.LoadFromSerializedProto(bytes).ok()) {
-    bytes = train(text, vocab);
-    write_atomically(
-        path, [&](const std::filesystem::path& temporary) { std::ofstream(temporary, std::ios::binary) << bytes; });
-    const auto status = model->processor.LoadFromSerializedProto(bytes);
-    if (!status.ok()) throw std::runtime_error("the tokenizer just trained can't be loaded: " + status.ToString());
+  const std::string name = "tokenizer-" + model->key + ".model";
+  std::optional<std::string> bytes = cache.find(name);
+  if (bytes && !model->processor.LoadFromSerializedProto(*bytes).ok()) {
+    cache.warn(name, "SentencePiece can't load it");
+    bytes.reset();
   }
+  if (!bytes) {
+    bytes = train(text, vocab);
+    const auto status = model->processor.LoadFromSerializedProto(*bytes);
+    if (!status.ok()) throw std::runtime_error("the tokenizer just trained can't be loaded: " + status.ToString());
+    cache.keep(name, *bytes);
+  }
+  model->fingerprint = content_key(*bytes);
   model->newline = model->processor.PieceToId("<0x0A>");
   return Tokenizer(std::move(model));
 }
@@ -190,17 +230,17 @@ std::string Tokenizer::decode(std::span<const std::int32_t> tokens) const {
   return text;
 }
 
-std::vector<std::int32_t> Tokenizer::encode_cached(std::string_view text, const std::filesystem::path& cache) const {
-  const std::filesystem::path path = cache / ("tokens-" + content_key(text, key()) + "-" + key() + ".npy");
-  if (std::filesystem::exists(path)) {
-    try {
-      return read_npy_tokens(path, vocab_size());
-    } catch (const InputError&) {
-      // A damaged file is made anew.
-    }
+std::vector<std::int32_t> Tokenizer::encode_cached(std::string_view text, const Cache& cache) const {
+  const std::string name = "tokens-" + content_key(text, key() + model_->fingerprint) + "-" + key() + ".i32";
+  if (const std::optional<std::string> kept = cache.find(name)) {
+    std::vector<std::int32_t> tokens(kept->size() / sizeof(std::int32_t));
+    std::memcpy(tokens.data(), kept->data(), tokens.size() * sizeof(std::int32_t));
+    if (std::all_of(tokens.begin(), tokens.end(), [n = vocab_size()](std::int32_t t) { return t >= 0 && t < n; }))
+      return tokens;
+    cache.warn(name, "it holds what this tokenizer has no entry for");
   }
   std::vector<std::int32_t> tokens = encode(text);
-  write_atomically(path, [&](const std::filesystem::path& temporary) { write_npy_tokens(temporary, tokens); });
+  cache.keep(name, {reinterpret_cast<const char*>(tokens.data()), tokens.size() * sizeof(std::int32_t)});
   return tokens;
 }
 

@@ -4,12 +4,13 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "executor/data/cache.h"
 
 namespace meshwright {
 
@@ -21,8 +22,9 @@ class Tokenizer {
   // A tokenizer trained on `text` with at most `vocab` entries (fewer if the text has not enough to learn
   // from). It is kept in `cache` under a name made from the text, `vocab` and the way of training, and loaded
   // from there the next time; the same text and vocab give the same tokenizer. A kept file that can't be
-  // loaded is trained anew. Throws InputError if vocab is below kSmallestVocabulary, or the text is empty.
-  static Tokenizer trained_on(std::string_view text, int vocab, const std::filesystem::path& cache);
+  // loaded, or was altered, is trained anew. Of the text's characters, the most frequent are learnt, as many as leave room for
+  // words; the others become bytes. Throws InputError if vocab is below kSmallestVocabulary, or there is nothing to learn from.
+  static Tokenizer trained_on(std::string_view text, int vocab, const Cache& cache);
 
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
@@ -33,8 +35,8 @@ class Tokenizer {
   std::vector<std::int32_t> encode(std::string_view text) const;
   std::string decode(std::span<const std::int32_t> tokens) const;  // decode(encode(text)) == text
 
-  // The same as encode(text), kept as a .npy file in `cache`.
-  std::vector<std::int32_t> encode_cached(std::string_view text, const std::filesystem::path& cache) const;
+  // The same as encode(text), kept in `cache`.
+  std::vector<std::int32_t> encode_cached(std::string_view text, const Cache& cache) const;
 
  private:
   struct Model;

@@ -1,5 +1,6 @@
 #include "executor/launch/launcher.h"
 
+#include <fcntl.h>
 #include <sys/prctl.h>
 #include <sys/statvfs.h>
 #include <sys/uio.h>
@@ -15,9 +16,11 @@
 #include <cstring>
 #include <filesystem>
 #include <initializer_list>
+#include <optional>
 #include <string_view>
 #include <system_error>
 
+#include "executor/launch/output.h"
 #include "model/input/diagnostics.h"
 
 namespace meshwright {
@@ -143,20 +146,27 @@ int run_ranks(int ranks, const std::vector<std::string>& command) {
   argv.push_back(nullptr);
 
   std::fflush(nullptr);
+  int output[2];  // mpirun drops what it can't write, so it writes to us
+  if (pipe2(output, O_CLOEXEC) != 0) throw std::system_error(errno, std::generic_category(), "pipe");
   const pid_t parent = getpid();
   const pid_t child = fork();
   if (child < 0) throw std::system_error(errno, std::generic_category(), "fork");
   if (child == 0) {
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) _exit(128 + SIGTERM);  // it died before it could be watched
+    dup2(output[1], STDOUT_FILENO);
     execvp(argv[0], argv.data());
     _exit(127);
   }
   const IgnoreSignal interrupt(SIGINT), quit(SIGQUIT);
+  close(output[1]);
+  const std::optional<OutputError> lost = relay_output(output[0], [child] { kill(child, SIGTERM); });
+  close(output[0]);
   int status = 0;
   while (waitpid(child, &status, 0) < 0) {
     if (errno != EINTR) throw std::system_error(errno, std::generic_category(), "waitpid");
   }
+  if (lost) throw *lost;
   const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   if (code > 128) {
     std::fprintf(stderr, "a rank, or mpirun, was ended by signal %d (%s)\n", code - 128, strsignal(code - 128));

@@ -26,7 +26,8 @@ std::vector<std::string> mpirun_command(int ranks, const std::vector<Core>& core
 // Runs `command` on `ranks` ranks and waits. Each rank gets a core if so many are available, unclaimed by other runs (said
 // on stderr if not) and no quota shares them out. Output and input are this process's. Returns the exit code: of
 // the first rank that ended with another than 0, or 128 + the signal that ended one (said on stderr). Ranks
-// die with this process. Throws InputError if mpirun is not installed.
+// die with this process. Throws InputError if mpirun is not installed, and OutputError, when they are ended, if their output
+// can't be written.
 int run_ranks(int ranks, const std::vector<std::string>& command);
 
 // Command line of this process, for run_ranks(): the running executable, whatever argv[0] says, and

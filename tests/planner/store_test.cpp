@@ -7,12 +7,17 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <future>
+#include <iostream>
 #include <thread>
 
 #include "model/input/diagnostics.h"
 #include "planner/sqlite.h"
+#include "tests/other_user.h"
 
 namespace meshwright {
 namespace {
@@ -279,11 +284,97 @@ TEST_F(StoreTest, AMissingFolderOrFileIsNamed) {
   EXPECT_EQ(refusal(file(), Store::Access::kRead).value, "an empty database");
 }
 
+// Whether f() throws an InputError that says this; in a child process, where no EXPECT is heard.
+bool throws(const std::string& text, const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const InputError& error) {
+    if (std::string(error.what()).find(text) != std::string::npos) return true;
+    std::cerr << error.what() << std::endl;
+    return false;
+  }
+  std::cerr << "nothing was thrown, instead of: " << text << std::endl;
+  return false;
+}
+
 TEST_F(StoreTest, AFolderThatCannotBeWrittenIsNamed) {
-  if (::geteuid() == 0) GTEST_SKIP() << "root may write everywhere";
-  std::filesystem::permissions(folder_, std::filesystem::perms::owner_read | std::filesystem::perms::owner_exec);
-  EXPECT_EQ(refusal(file()).value, "can't be opened");
-  std::filesystem::permissions(folder_, std::filesystem::perms::owner_all);
+  std::filesystem::permissions(folder_, std::filesystem::perms{0555});
+  const int code = as_other_user([&] {
+    return throws("can't be opened", [&] { Store{file()}; }) &&
+                   throws("can't be opened", [&] { Store(file(), Store::Access::kWriteIfPossible); })
+               ? 0
+               : 1;
+  });
+  if (code < 0) GTEST_SKIP() << "only root can become another user";
+  EXPECT_EQ(code, 0);
+}
+
+TEST_F(StoreTest, ADatabaseThatCannotBeWrittenIsRead) {
+  const std::filesystem::path awkward = file("100% of? #1.db");
+  { Store(awkward).save(kKey, some_search(20)); }
+  const auto reads = [&](Store::Access access) {
+    Store store(awkward, access);
+    const auto id = store.latest(kKey);
+    return id && store.search(*id)->result.plans == some_search(20).plans &&
+           throws("can't be written", [&] { store.save(kKey, some_search(1)); });
+  };
+  const auto all = [&] {
+    return reads(Store::Access::kRead) && reads(Store::Access::kWriteIfPossible) &&
+                   throws("can't be", [&] { Store{awkward}; })
+               ? 0
+               : 1;
+  };
+  std::filesystem::permissions(folder_, std::filesystem::perms{0555});  // no log can be made beside it
+  const int code = as_other_user(all);
+  if (code < 0) GTEST_SKIP() << "only root can become another user";
+  EXPECT_EQ(code, 0);
+  std::filesystem::permissions(awkward, std::filesystem::perms{0666});  // the file may be written, but not its folder
+  EXPECT_EQ(as_other_user(all), 0);
+  std::filesystem::permissions(awkward, std::filesystem::perms{0444});
+  std::filesystem::permissions(folder_, std::filesystem::perms{0777});  // the folder may, but not the file
+  EXPECT_EQ(as_other_user(all), 0);
+
+  // While its owner writes, what is still in the log counts, too.
+  Store owner(awkward);
+  owner.save(kKey, some_search(30));
+  ASSERT_GT(std::filesystem::file_size(awkward.string() + "-wal"), 0u);
+  const auto newest = [&](Store::Access access) {
+    const Store store(awkward, access);
+    return store.latest(kKey) == 2 && store.plans(2).size() == 30u;
+  };
+  EXPECT_EQ(
+      as_other_user([&] { return newest(Store::Access::kRead) && newest(Store::Access::kWriteIfPossible) ? 0 : 1; }),
+      0);
+}
+
+TEST_F(StoreTest, WhatCanBeWrittenIsWrittenAndMadeIfNeedBe) {
+  Store store(file(), Store::Access::kWriteIfPossible);
+  EXPECT_EQ(store.save(kKey, some_search()), 1);
+  EXPECT_EQ(Store(file(), Store::Access::kWriteIfPossible).latest(kKey), 1);
+}
+
+TEST_F(StoreTest, ALockIsWaitedForAsLongAsWasAskedFor) {
+  using namespace std::chrono_literals;
+  { Store(file()).save(kKey, some_search(5)); }
+  const StoredRun run{.plan = 1, .steps = 10};
+  {
+    const sqlite::Database other(file(), sqlite::Access::kWrite);
+    const sqlite::Transaction lock(other);
+    Store impatient(file(), Store::Access::kWrite, 100ms);
+    EXPECT_TRUE(throws("locked by another process for 0.1 s", [&] { impatient.save(run); }));
+  }
+  // Given up by the other within that time: stored.
+  std::promise<void> locked;
+  std::jthread other([&] {
+    const sqlite::Database raw(file(), sqlite::Access::kWrite);
+    const sqlite::Transaction lock(raw);
+    locked.set_value();
+    std::this_thread::sleep_for(300ms);
+  });
+  locked.get_future().wait();
+  Store patient(file(), Store::Access::kWrite, 30s);
+  patient.save(run);
+  EXPECT_EQ(patient.runs(1).size(), 1u);
 }
 
 TEST_F(StoreTest, AnUnknownScheduleInTheFileIsRefused) {
