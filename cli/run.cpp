@@ -237,15 +237,15 @@ int run_rank(Options options, const Invocation& invocation) {
     if (first) log_warning(fmt::format("no plan of {} fits on {}", published.name, system.name));
     return kNothingFeasible;
   }
-  const Plan plan = parse_plan(chosen);
+  Plan plan = parse_plan(chosen);
   expect_started_ranks(plan.mesh.ranks(), chosen);
 
   // Stages are those of the full size: the same layers on the same ranks.
   const Problem full = make_problem(published, system, DType::kF32);
-  const std::vector<int> stages = balanced_stages(full.model, full.shape, plan.mesh.pp);
+  if (plan.mesh.pp > 1) plan.layers = stage_layers(full.model, full.shape, plan);
   const TrainingConfig config = options.rehearse ? rehearsal(published, plan) : published;
   const Problem problem = make_problem(config, system, DType::kF32);
-  const ProgramSet set = lower(problem.model, problem.shape, plan, stages);
+  const ProgramSet set = lower(problem.model, problem.shape, plan);
   if (const auto faults = verify(set); !faults.empty())
     check(false, "the program of {} is wrong: {}", chosen, faults.front());
 

@@ -1,18 +1,21 @@
 #include "model/plan.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <charconv>
-#include <limits>
+#include <set>
 
 #include "model/input/content_key.h"
 #include "model/input/diagnostics.h"
+#include "model/input/json_reader.h"
 
 namespace meshwright {
 
 std::string to_text(const Plan& plan) {
-  return fmt::format("{},schedule={},microbatches={},fsdp={},recompute={}", to_string(plan.mesh), name(plan.schedule),
-                     plan.microbatches, plan.fsdp, name(plan.recompute));
+  return fmt::format("{},schedule={},microbatches={},fsdp={},recompute={}{}{}", to_string(plan.mesh),
+                     name(plan.schedule), plan.microbatches, plan.fsdp, name(plan.recompute),
+                     plan.layers.empty() ? "" : ",layers=", fmt::join(plan.layers, "-"));
 }
 
 std::string plan_id(const Plan& plan) { return content_key(to_text(plan)).substr(0, 8); }
@@ -28,6 +31,19 @@ bool read_count(std::string_view text, int low, int high, int& out) {
   return true;
 }
 
+// Numbers joined by "-".
+bool read_counts(std::string_view text, int low, int high, std::vector<int>& out) {
+  std::vector<int> values;
+  for (bool more = true; more;) {
+    const std::size_t dash = text.find('-');
+    if (!read_count(text.substr(0, dash), low, high, values.emplace_back())) return false;
+    more = dash != std::string_view::npos;
+    if (more) text.remove_prefix(dash + 1);
+  }
+  out = std::move(values);
+  return true;
+}
+
 template <std::size_t N, class Enum>
 bool read_name(std::string_view text, const std::array<std::string_view, N>& names, Enum& out) {
   for (std::size_t i = 0; i < N; ++i)
@@ -38,16 +54,25 @@ bool read_name(std::string_view text, const std::array<std::string_view, N>& nam
   return false;
 }
 
+// The word that was probably meant, else `otherwise`.
+template <std::size_t N>
+std::string did_you_mean(std::string_view word, const std::array<std::string_view, N>& words, std::string otherwise) {
+  const auto near = nearest_word(word, {words.begin(), words.end()});
+  return near ? fmt::format("did you mean {}?", *near) : std::move(otherwise);
+}
+
 }  // namespace
 
 Plan parse_plan(std::string_view text) {
   constexpr int kMost = 1'000'000;
+  constexpr std::array<std::string_view, 5> kWords{"schedule", "microbatches", "fsdp", "recompute", "layers"};
   Plan plan;
   std::vector<Diagnostic> faults;
   const auto fault = [&](std::string path, std::string_view value, std::string allowed, std::string hint) {
     faults.push_back({"--plan", std::move(path), std::string(value), std::move(allowed), std::move(hint)});
   };
-  std::vector<std::string_view> seen;
+  std::set<std::string_view> seen, repeated;
+  std::string_view layers;
   bool first = true;
   for (std::string_view rest = text; first || !rest.empty(); first = false) {
     const std::size_t comma = rest.find(',');
@@ -65,9 +90,10 @@ Plan parse_plan(std::string_view text) {
     const std::string_view key = part.substr(0, equals);
     const std::string_view value = equals == std::string_view::npos ? std::string_view{} : part.substr(equals + 1);
     const std::string path(key);
-    for (const std::string_view earlier : seen)
-      if (earlier == key) fault(path, value, "each choice once", "remove one of the two");
-    seen.push_back(key);
+    if (!seen.insert(key).second) {
+      if (repeated.insert(key).second) fault(path, value, "each choice once", "remove all but one of them");
+      continue;
+    }
     if (key == "microbatches") {
       if (!read_count(value, 1, kMost, plan.microbatches)) fault(path, value, "1 to 1000000", "such as microbatches=4");
     } else if (key == "fsdp") {
@@ -75,18 +101,26 @@ Plan parse_plan(std::string_view text) {
         fault(path, value, "0, 1, 2 or 3", "the ZeRO stage: fsdp=3 shards parameters, too");
     } else if (key == "schedule") {
       if (!read_name(value, kScheduleNames, plan.schedule))
-        fault(path, value, "gpipe or 1f1b", "such as schedule=1f1b");
+        fault(path, value, "gpipe or 1f1b", did_you_mean(value, kScheduleNames, "such as schedule=1f1b"));
     } else if (key == "recompute") {
       if (!read_name(value, kRecomputeNames, plan.recompute))
-        fault(path, value, "none or full", "such as recompute=full");
+        fault(path, value, "none or full", did_you_mean(value, kRecomputeNames, "such as recompute=full"));
+    } else if (key == "layers") {
+      layers = value;
+      if (!read_counts(value, 1, kMost, plan.layers))
+        fault(path, value, "the layers of every stage, at least 1 each, joined by -", "such as layers=13-12-12-11");
     } else {
-      fault(path, value, "schedule, microbatches, fsdp or recompute",
-            "write it as 8x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full");
+      fault(path, value, "schedule, microbatches, fsdp, recompute or layers",
+            did_you_mean(key, kWords, "write it as 8x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full"));
     }
   }
   if (!text.empty() && text.back() == ',') fault("", text, "no comma at the end", "remove it");
   if (faults.empty() && static_cast<double>(plan.mesh.dp) * plan.mesh.pp * plan.mesh.tp > kMost)
     fault("mesh", text.substr(0, text.find(',')), "at most 1000000 ranks", "a smaller mesh");
+  if (faults.empty() && !plan.layers.empty() && plan.layers.size() != static_cast<std::size_t>(plan.mesh.pp))
+    fault("layers", layers,
+          fmt::format("{} {}, as pp is {}", plan.mesh.pp, plan.mesh.pp == 1 ? "number" : "numbers", plan.mesh.pp),
+          fmt::format("{} given; without layers the stages are cut as even as possible by FLOPs", plan.layers.size()));
   if (!faults.empty()) throw InputError(std::move(faults));
   return plan;
 }

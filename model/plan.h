@@ -24,12 +24,14 @@ struct Plan {
   int microbatches = 1;  // per dp shard and step
   Schedule schedule = Schedule::k1F1B;
   Recompute recompute = Recompute::kNone;
+  std::vector<int> layers;  // of each stage, the first one first; empty: lowering cuts (model/lowering/lower.h)
 
   bool operator==(const Plan&) const = default;
 };
 
-// "8x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full". parse_plan() reads that, in any order after the mesh, and
-// what is left out has the values above (fsdp: 0). Throws InputError with source "--plan", listing every fault.
+// "8x4x1,schedule=1f1b,microbatches=8,fsdp=3,recompute=full,layers=13-12-12-11", without layers where they are empty.
+// parse_plan() reads that, in any order after the mesh, and what is left out has the values above (fsdp: 0). Throws
+// InputError with source "--plan", listing every fault; whether the layers are the model's is for illegalities() to say.
 std::string to_text(const Plan& plan);
 Plan parse_plan(std::string_view text);
 

@@ -13,6 +13,12 @@ Bytes memory_needed(const ProgramSet& programs) {
   return {most};
 }
 
+std::vector<int> balanced_stages(Lowering& lowering, const Machine& machine) {
+  if (!machine.cost_pieces) return lowering.balanced_by_flops();
+  const ProgramSet& programs = lowering.cut(lowering.even());
+  return lowering.balanced(machine.cost_pieces(programs, lowering.microbatch_pieces()));
+}
+
 PlanResult evaluate_plan(const Problem& problem, const Plan& plan, const ProgramSet& programs, const Machine& machine) {
   const Prediction prediction = machine.evaluate(programs);
   const std::vector<RankReport>& ranks = prediction.report.ranks;

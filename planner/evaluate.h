@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -32,13 +33,23 @@ using Evaluate = std::function<Prediction(const ProgramSet&)>;
 // it.
 using Refuse = std::function<std::optional<std::string>(const ProgramSet&)>;
 
+// What the pieces with these indices cost in picoseconds, by index of piece. `programs`: of the plan, its stages cut
+// anyhow. Pure, called from several threads at once.
+using CostPieces = std::function<std::vector<PieceCost>(const ProgramSet& programs, std::span<const int> pieces)>;
+
 // What the planner knows of a machine.
 struct Machine {
   FlopsPerSecond peak;  // of one device, in the compute dtype of the problem
   Bytes usable_memory;  // of one device
   Evaluate evaluate;
-  Refuse refuse;  // none: everything runs
+  Refuse refuse;           // none: everything runs
+  CostPieces cost_pieces;  // none: stages are cut by FLOPs
 };
+
+// Layers of each stage: the cut whose costliest stage takes the least time for a microbatch, forward, backward and
+// recomputation, with the embedding and the head, as the machine costs their pieces (Lowering::balanced). Leaves the
+// stages of `lowering` cut anyhow.
+std::vector<int> balanced_stages(Lowering& lowering, const Machine& machine);
 
 // The figures of DESIGN, "Figures, defined once". Bytes by MemoryClass are of the stage that needs the most
 // memory.
@@ -73,6 +84,7 @@ void visit_fields(Result& r, V&& v) {
   v("microbatches", r.plan.microbatches);
   v("schedule", r.plan.schedule);
   v("recompute", r.plan.recompute);
+  v("layers", r.plan.layers);
   v("runnable", r.runnable);
   v("not_runnable", r.not_runnable);
   v("step_time_s", r.step_time_s);

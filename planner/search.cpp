@@ -31,11 +31,7 @@ bool better(const PlanResult& a, const PlanResult& b) {
 class Search {
  public:
   Search(const Problem& problem, const Machine& machine, std::vector<Plan> plans)
-      : problem_(problem), machine_(machine), plans_(std::move(plans)), outcomes_(plans_.size()) {
-    for (const Plan& plan : plans_)
-      if (const int pp = plan.mesh.pp; !stages_.contains(pp))
-        stages_[pp] = balanced_stages(problem.model, problem.shape, pp);
-  }
+      : problem_(problem), machine_(machine), plans_(std::move(plans)), outcomes_(plans_.size()) {}
 
   std::vector<Outcome> run(int workers, const std::function<void(const SearchProgress&)>& progress) {
     so_far_.total = static_cast<std::int64_t>(plans_.size());
@@ -65,11 +61,28 @@ class Search {
     if (--running_ == 0) finished_.notify_one();
   }
 
-  Outcome look_at(const Plan& plan) const {
-    const ProgramSet programs = lower(problem_.model, problem_.shape, plan, stages_.at(plan.mesh.pp));
+  Outcome look_at(Plan plan) {
+    Lowering lowering(problem_.model, problem_.shape, plan);
+    if (plan.mesh.pp > 1) plan.layers = layers_of(plan, lowering);
+    const ProgramSet& programs = lowering.cut(plan.mesh.pp > 1 ? plan.layers : lowering.even());
     if (const Bytes needed = memory_needed(programs); needed > machine_.usable_memory)
       return TooLarge{plan, needed, needed - machine_.usable_memory};
     return evaluate_plan(problem_, plan, programs, machine_);
+  }
+
+  // Plans that differ only in their schedule have the same pieces, so their stages are cut once (or twice, if two
+  // threads come to them at the same time: the same cut).
+  std::vector<int> layers_of(Plan plan, Lowering& lowering) {
+    plan.schedule = {};
+    const std::string key = to_text(plan);
+    {
+      const std::lock_guard lock(mutex_);
+      if (const auto found = layers_.find(key); found != layers_.end()) return found->second;
+    }
+    std::vector<int> layers = balanced_stages(lowering, machine_);
+    const std::lock_guard lock(mutex_);
+    layers_[key] = layers;
+    return layers;
   }
 
   void note(const Outcome& outcome) {
@@ -98,8 +111,7 @@ class Search {
   const Problem& problem_;
   const Machine& machine_;
   const std::vector<Plan> plans_;
-  std::map<int, std::vector<int>> stages_;  // pp to layers per stage
-  std::vector<Outcome> outcomes_;           // of plans_, each written by one thread
+  std::vector<Outcome> outcomes_;  // of plans_, each written by one thread
   std::atomic<std::size_t> next_ = 0;
   std::atomic<bool> failed_ = false;
 
@@ -107,6 +119,7 @@ class Search {
   std::condition_variable finished_;
   int running_ = 0;
   SearchProgress so_far_;
+  std::map<std::string, std::vector<int>> layers_;  // of each stage, by the plan's text with one schedule for all
 };
 
 }  // namespace
@@ -157,12 +170,16 @@ Plan published_plan(const TrainingConfig& config) {
 }
 
 std::optional<Standing> standing(const SearchResult& result, const Plan& plan) {
-  if (const auto found = std::ranges::find(result.plans, plan, &PlanResult::plan); found != result.plans.end())
-    return Standing{.plan = plan,
+  const auto is = [&](Plan searched) {
+    if (plan.layers.empty()) searched.layers.clear();
+    return searched == plan;
+  };
+  if (const auto found = std::ranges::find_if(result.plans, is, &PlanResult::plan); found != result.plans.end())
+    return Standing{.plan = found->plan,
                     .rank = static_cast<std::size_t>(found - result.plans.begin()) + 1,
                     .ratio_to_best = found->step_time_s / result.plans.front().step_time_s};
-  if (const auto found = std::ranges::find(result.too_large, plan, &TooLarge::plan); found != result.too_large.end())
-    return Standing{.plan = plan, .too_large = *found};
+  if (const auto found = std::ranges::find_if(result.too_large, is, &TooLarge::plan); found != result.too_large.end())
+    return Standing{.plan = found->plan, .too_large = *found};
   return std::nullopt;
 }
 

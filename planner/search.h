@@ -1,4 +1,5 @@
-// Exhaustive search: every legal plan is lowered, those that fit in memory are simulated, and all are ranked.
+// Exhaustive search: every legal plan is lowered, with the cut into stages that suits the machine best, those that fit
+// in memory are simulated, and all are ranked. Plans with several stages come back with their cut (Plan::layers).
 // Not for: pruning by bounds, or search over several machines' processes.
 #pragma once
 
@@ -61,19 +62,20 @@ SearchResult search(const Problem& problem, const Machine& machine, const Search
 
 // The plan that a JAXformer configuration describes, carried over into our layout: its own mesh, GPipe, its
 // number of microbatches (times its accumulation steps, which are further microbatches here), FSDP 3 where dp
-// is above 1, full recomputation. Shown as "as published, in our layout": the run as it really was had a
+// is above 1, full recomputation, the cut into stages left open. Shown as "as published, in our layout": the run as it really was had a
 // layout and schedule of its own.
 Plan published_plan(const TrainingConfig& config);
 constexpr std::string_view kPublishedLabel = "as published, in our layout";
 
 // Where a plan came out of a search.
 struct Standing {
-  Plan plan;
+  Plan plan;                        // as it was searched: with the layers of its stages
   std::optional<std::size_t> rank;  // 1 is the best; none: it is not among those that fit
   double ratio_to_best = 0;         // its step time / the best's, where it has a rank
   std::optional<TooLarge> too_large;
 };
-// nullopt: the plan is not in the space that was searched.
+// Of a plan without layers: where it came out with those that the search chose. nullopt: the plan is not in the space
+// that was searched.
 std::optional<Standing> standing(const SearchResult& result, const Plan& plan);
 
 }  // namespace meshwright

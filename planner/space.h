@@ -7,7 +7,7 @@
 //   microbatches  every divisor of a dp shard's sequences
 //   schedule      every Schedule
 //   recompute     every Recompute
-// Which combinations are legal is illegalities() of model/lowering/lower.h, nothing else.
+// The layers of its stages are left open. Which combinations are legal is illegalities() of model/lowering/lower.h, nothing else.
 #pragma once
 
 #include <cstdint>

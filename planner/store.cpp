@@ -161,6 +161,7 @@ CREATE TABLE rejections (
   microbatches INTEGER,
   schedule TEXT,
   recompute TEXT,
+  layers TEXT,
   detail TEXT,
   hint TEXT,
   needed_bytes INTEGER,
@@ -254,9 +255,10 @@ std::int64_t Store::save(const SearchKey& key, const SearchResult& result) {
     plan.step();
   }
 
-  Statement rejection(*db_, insert("rejections",
-                                   "search, reason, dp, pp, tp, fsdp, microbatches, schedule, recompute, detail, hint, "
-                                   "needed_bytes, excess_bytes"));
+  Statement rejection(
+      *db_, insert("rejections",
+                   "search, reason, dp, pp, tp, fsdp, microbatches, schedule, recompute, layers, detail, hint, "
+                   "needed_bytes, excess_bytes"));
   const auto reject = [&](std::string_view reason, const MeshShape& mesh) -> Statement& {
     rejection.reset();
     return rejection.bind(id)
@@ -268,7 +270,7 @@ std::int64_t Store::save(const SearchKey& key, const SearchResult& result) {
   for (const IllegalPart& part : result.illegal) {
     Statement& s = reject(part.why.reason, part.mesh);
     part.fsdp ? s.bind(std::int64_t{*part.fsdp}) : s.bind_null();
-    s.bind_null().bind_null().bind_null().bind(part.why.detail).bind(part.why.hint).bind_null().bind_null();
+    s.bind_null().bind_null().bind_null().bind_null().bind(part.why.detail).bind(part.why.hint).bind_null().bind_null();
     s.step();
   }
   for (const TooLarge& t : result.too_large) {
@@ -276,11 +278,9 @@ std::int64_t Store::save(const SearchKey& key, const SearchResult& result) {
     s.bind(std::int64_t{t.plan.fsdp})
         .bind(std::int64_t{t.plan.microbatches})
         .bind(name(t.plan.schedule))
-        .bind(name(t.plan.recompute))
-        .bind_null()
-        .bind_null()
-        .bind(t.needed.value)
-        .bind(t.excess.value);
+        .bind(name(t.plan.recompute));
+    put(s, t.plan.layers);
+    s.bind_null().bind_null().bind(t.needed.value).bind(t.excess.value);
     s.step();
   }
   transaction.commit();
@@ -326,7 +326,7 @@ std::optional<StoredSearch> Store::search(std::int64_t id) const {
 
   Statement large(
       *db_,
-      "SELECT dp, pp, tp, fsdp, microbatches, schedule, recompute, needed_bytes, excess_bytes FROM rejections "
+      "SELECT dp, pp, tp, fsdp, microbatches, schedule, recompute, layers, needed_bytes, excess_bytes FROM rejections "
       "WHERE search = ? AND needed_bytes IS NOT NULL ORDER BY id");
   large.bind(id);
   while (large.step()) {
@@ -335,6 +335,7 @@ std::optional<StoredSearch> Store::search(std::int64_t id) const {
       get(*db_, large, *number);
     get(*db_, large, plan.schedule);
     get(*db_, large, plan.recompute);
+    get(*db_, large, plan.layers);
     stored.result.too_large.push_back({plan, {large.integer()}, {large.integer()}});
   }
   return stored;
@@ -367,11 +368,12 @@ std::optional<StoredPlan> Store::find(std::int64_t search, const Plan& plan) con
   Statement s(
       *db_, select_plans() +
                 "WHERE search = ? AND dp = ? AND pp = ? AND tp = ? AND fsdp = ? AND microbatches = ? AND schedule = ? "
-                "AND recompute = ?");
+                "AND recompute = ? AND layers = ?");
   s.bind(search);
   for (const int number : {plan.mesh.dp, plan.mesh.pp, plan.mesh.tp, plan.fsdp, plan.microbatches}) put(s, number);
   put(s, plan.schedule);
   put(s, plan.recompute);
+  put(s, plan.layers);
   return read_one(*db_, s);
 }
 

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "sim/piece_time.h"
 #include "sim/simulate.h"
 #include "sim/system_cost_model.h"
 
@@ -19,7 +20,14 @@ Machine machine(const System& system, DType compute, Refuse refuse) {
                 const SystemCostModel cost(*kept, programs);
                 return Prediction{simulate(programs, cost), cost.mapping().describe()};
               },
-          .refuse = std::move(refuse)};
+          .refuse = std::move(refuse),
+          .cost_pieces =
+              [kept](const ProgramSet& programs, std::span<const int> pieces) {
+                std::vector<PieceCost> costs;
+                for (const PieceTime& t : piece_times(programs, pieces, SystemCostModel(*kept, programs)))
+                  costs.push_back({static_cast<double>(t.busy), static_cast<double>(t.beside)});
+                return costs;
+              }};
 }
 
 // ---- describe

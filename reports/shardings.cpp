@@ -113,15 +113,16 @@ std::optional<int> cut_dimension(const Shape& whole, const Shape& part, std::int
 }
 
 // What dp and tp cut is where the same plan without them has more: the program itself says it, no second list of layouts.
+// `plan`: with its layers, so that their stages are the same.
 void add_activations(const ProgramSet& set, const ModelSpec& model, const TrainingShape& shape, const Plan& plan,
-                     const std::vector<int>& stage_layers, std::vector<TensorSharding>& out) {
+                     std::vector<TensorSharding>& out) {
   Plan without_dp = plan;
   without_dp.mesh.dp = 1;
   without_dp.fsdp = 0;
   Plan without_both = without_dp;
   without_both.mesh.tp = 1;
-  const auto no_dp = activation_shapes(lower(model, shape, without_dp, stage_layers));
-  const auto whole = activation_shapes(lower(model, shape, without_both, stage_layers));
+  const auto no_dp = activation_shapes(lower(model, shape, without_dp));
+  const auto whole = activation_shapes(lower(model, shape, without_both));
 
   std::map<int, std::vector<int>> stages_of_piece;
   for (std::size_t stage = 0; stage < set.stages.size(); ++stage)
@@ -229,12 +230,13 @@ std::string cut_text(int dim, int members) {
 Shardings shardings(const ModelSpec& model, const TrainingShape& shape, const Plan& plan, const MeshMapping& mapping) {
   check(mapping.mesh() == plan.mesh, "the mapping is of mesh {}, the plan of {}", to_string(mapping.mesh()),
         to_string(plan.mesh));
-  const std::vector<int> stage_layers = balanced_stages(model, shape, plan.mesh.pp);
-  const ProgramSet set = lower(model, shape, plan, stage_layers);
+  Plan cut = plan;
+  cut.layers = stage_layers(model, shape, plan);
+  const ProgramSet set = lower(model, shape, cut);
   Shardings out{plan, {}, {}};
   add_parameters(set, out.tensors);
   add_state(set, out.tensors);
-  add_activations(set, model, shape, plan, stage_layers, out.tensors);
+  add_activations(set, model, shape, cut, out.tensors);
   for (int dp = 0; dp < plan.mesh.dp; ++dp)
     for (int pp = 0; pp < plan.mesh.pp; ++pp)
       for (int tp = 0; tp < plan.mesh.tp; ++tp) {

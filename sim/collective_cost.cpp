@@ -30,7 +30,7 @@ double gather_seconds_per_byte(const GroupPlacement& group, BytesPerSecond link)
       if ((set >> i & 1) == 0) continue;
       const AxisFactor& f = group.factors[i];
       spanned *= f.size;
-      rate += (f.wraps ? 2.0 : 1.0) / f.stride;
+      rate += (f.wraps ? 2.0 : 1.0) / f.sharing;
     }
     slowest = std::max(slowest, (spanned - 1) / members / rate);
   }

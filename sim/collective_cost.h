@@ -21,11 +21,11 @@ int hops_across(const GroupPlacement& group);
 // Seconds per byte of V to all-gather (or reduce-scatter, its transpose) at link rate w:
 //
 //   max over non-empty sets S of factors of   (n_S - 1)/N / (w * r_S)
-//       n_S = product of the sizes in S,   r_S = sum over S of ports / stride,   ports = wraps ? 2 : 1
+//       n_S = product of the sizes in S,   r_S = sum over S of ports / sharing,   ports = wraps ? 2 : 1
 //
 // A plane of N/n_S members that differ outside S only must receive, over links along S, what it does not
-// hold: V (1 - 1/n_S). A member at the end of an open line has one link along it, on a ring two; as `stride`
-// interleaved groups use each link, it has 1/stride of it. The largest of these bounds is reached: walking
+// hold: V (1 - 1/n_S). A member at the end of an open line has one link along it, on a ring two; as `sharing`
+// groups use each link, it has 1/sharing of it. The largest of these bounds is reached: walking
 // the factors in one order loads the links along each by one corner of the region that the bounds leave, and
 // splitting the array over orders mixes corners.
 //

@@ -65,7 +65,7 @@ MeshMapping::MeshMapping(Topology topology, Factors sizes)
       const bool whole = stride * size == topology_.shape()[d];
       if (size > 1) {
         placements_[static_cast<int>(kGroupOfAxis[axis])].factors.push_back(
-            {.dimension = d, .size = size, .stride = stride, .wraps = whole && topology_.wraps(d)});
+            {.dimension = d, .size = size, .stride = stride, .sharing = stride, .wraps = whole && topology_.wraps(d)});
       }
       stride *= size;
     }
@@ -73,11 +73,15 @@ MeshMapping::MeshMapping(Topology topology, Factors sizes)
   }
   if (mesh_.pp == 1) return;
   const std::vector<int> first = coordinates({.pp = 0}), last = coordinates({.pp = mesh_.pp - 1});
-  AxisFactor ends{.size = 2, .stride = 0};
+  AxisFactor ends{.size = 2, .stride = 0, .sharing = 0};
   for (int d = 0; d < topology_.dimensions(); ++d) {
     const int apart = std::abs(last[d] - first[d]);
-    const int nearest = topology_.wraps(d) ? std::min(apart, topology_.shape()[d] - apart) : apart;
-    if (nearest > ends.stride) ends = {.dimension = d, .size = 2, .stride = nearest};
+    if (apart == 0) continue;
+    ends.stride += topology_.wraps(d) ? std::min(apart, topology_.shape()[d] - apart) : apart;
+    if (const int box = sizes_[kTpAxis][d] * sizes_[kDpAxis][d]; box > ends.sharing) {
+      ends.dimension = d;
+      ends.sharing = box;
+    }
   }
   placements_[static_cast<int>(Group::kPpEnds)].factors = {ends};
 }

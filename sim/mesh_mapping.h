@@ -16,9 +16,11 @@ namespace meshwright {
 struct AxisFactor {
   int dimension = 0;  // physical
   int size = 1;       // members along it, at least 2
-  // Hops between neighbouring members. Other groups have members on the chips between and use the same
-  // links: `stride` groups share every link of the line, so each gets 1/stride of it.
-  int stride = 1;
+  int stride = 1;     // hops between neighbouring members
+  // Groups whose members' messages cross every link between neighbouring members, this one included, as all groups
+  // communicate at once: each gets 1/sharing of the link. Members `stride` apart leave room for as many groups between
+  // them, so for groups along an axis it is the stride. Distance by itself takes bandwidth from nobody: see kPpEnds.
+  int sharing = 1;
   bool wraps = false;  // the members close to a ring, as they span the whole of a wrapped dimension
   bool operator==(const AxisFactor&) const = default;
 };
@@ -50,8 +52,14 @@ class MeshMapping {
   int chip(const MeshCoordinates& rank) const;
   std::vector<int> coordinates(const MeshCoordinates& rank) const { return topology_.coordinates(chip(rank)); }
 
-  // kPpEnds: first and last stage, taken as a line of two along the dimension in which they are farthest
-  // apart.
+  // kPpEnds, the first and the last stage: a line of two, whose stride is the hops between them over all dimensions and
+  // whose sharing is that of the dimension that is shared most. Derivation: a stage is a box of chips, s_d long in
+  // dimension d (s_d: the product of the tp and dp factors there), and each of its ranks exchanges with the rank at the
+  // same place of the other stage's box. Messages are routed dimension by dimension. Where the boxes differ along d, they
+  // lie at least s_d apart, so a line of chips along d carries the messages of the s_d ranks that it has of a stage, all
+  // in one direction and all offset by the same distance: at most, and between the boxes exactly, s_d of them cross a
+  // link. Those that come back use the links of the other direction (or, half way round a ring, the ring's other half).
+  // So a pair gets 1/s_d of a link however far apart its ends are: on an open line of 4 stages of one chip, all of it.
   const GroupPlacement& placement(Group group) const { return placements_[static_cast<int>(group)]; }
   // Neighbouring stages, the worst pair: hops between them, which is also how many such messages share a link
   // when all ranks send at once. 0 if pp is 1.

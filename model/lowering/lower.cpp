@@ -7,10 +7,10 @@
 #include <limits>
 #include <numeric>
 
-#include "model/accounting.h"
 #include "model/lowering/stage_writer.h"
 #include "model/lowering/step_pieces.h"
 #include "model/program/check.h"
+#include "model/program/op_work.h"
 
 namespace meshwright {
 namespace {
@@ -43,6 +43,11 @@ std::optional<std::string> not_lowerable(const ModelSpec& model) {
 std::vector<Illegality> illegalities(const ModelSpec& model, const TrainingShape& shape, const Plan& plan) {
   std::vector<Illegality> found;
   const auto [dp, pp, tp] = plan.mesh;
+  // Plans also come from a database. Without these nothing else can be asked.
+  if (dp < 1 || pp < 1 || tp < 1 || plan.microbatches < 1 || plan.fsdp < 0 || plan.fsdp > 3)
+    return {{"numbers that no plan has",
+             fmt::format("mesh {}, microbatches {}, fsdp {}", to_string(plan.mesh), plan.microbatches, plan.fsdp),
+             "mesh and microbatches at least 1, fsdp 0 to 3"}};
   std::int64_t heads_gcd = 0;
   for (const LayerSpec& layer : model.layers)
     heads_gcd = std::gcd(heads_gcd, std::gcd(heads(layer.attention), kv_heads(layer.attention)));
@@ -75,54 +80,151 @@ std::vector<Illegality> illegalities(const ModelSpec& model, const TrainingShape
   if (plan.fsdp != 0 && dp == 1)
     found.push_back(
         {"FSDP without data parallelism", fmt::format("fsdp {}, dp 1", plan.fsdp), "fsdp=0, or dp above 1"});
+  if (!plan.layers.empty()) {
+    std::int64_t sum = 0;
+    for (const int n : plan.layers) sum += n;
+    const auto layers = static_cast<std::int64_t>(model.layers.size());
+    if (plan.layers.size() != static_cast<std::size_t>(pp) || std::ranges::min(plan.layers) < 1)
+      found.push_back({"layers that are not those of the stages",
+                       fmt::format("{} stages, the least layers of one {}, pp {}", plan.layers.size(),
+                                   std::ranges::min(plan.layers), pp),
+                       "a number of layers for every stage, at least 1"});
+    else if (sum != layers)
+      found.push_back({"layers that do not add up to the model's", fmt::format("{} layers in all, not {}", layers, sum),
+                       "change some, or leave layers out: the stages are then cut as even as possible by FLOPs"});
+  }
   return found;
 }
 
-std::vector<int> balanced_stages(const ModelSpec& model, const TrainingShape& shape, int stages) {
-  const int layers = static_cast<int>(model.layers.size());
-  // Costs in FLOPs of one sequence forward; the logits come after the last layer.
-  std::vector<double> before(static_cast<std::size_t>(layers) + 1, 0.0);
-  for (int i = 0; i < layers; ++i)
-    before[i + 1] =
-        before[i] + static_cast<double>(layer_forward_flops(model.layers[i], model.width, shape.tokens).total().value);
-  const double logits = static_cast<double>(logits_forward_flops(model, shape.tokens).value);
-  const auto cost = [&](int from, int to, bool last) { return before[to] - before[from] + (last ? logits : 0.0); };
-  // best[s][i]: (costliest stage, sum of squares) of the first i layers in s stages; the last stage also has the logits.
-  using Score = std::pair<double, double>;
-  const Score none{std::numeric_limits<double>::infinity(), 0};
-  std::vector<std::vector<Score>> best(static_cast<std::size_t>(stages) + 1,
-                                       std::vector<Score>(static_cast<std::size_t>(layers) + 1, none));
-  std::vector<std::vector<int>> cut(best.size(), std::vector<int>(static_cast<std::size_t>(layers) + 1, 0));
-  best[0][0] = {0, 0};
-  for (int s = 1; s <= stages; ++s)
-    for (int i = s; i <= layers; ++i)
-      for (int j = s - 1; j < i; ++j) {
-        if (best[s - 1][j] == none) continue;
-        const double c = cost(j, i, s == stages);
-        const Score score{std::max(best[s - 1][j].first, c), best[s - 1][j].second + c * c};
-        if (score <= best[s][i]) {
-          best[s][i] = score;
-          cut[s][i] = j;
+Lowering::Lowering(const ModelSpec& model, const TrainingShape& shape, const Plan& plan) {
+  check(!not_lowerable(model), "lower: {}", not_lowerable(model).value_or(""));
+  const auto faults = illegalities(model, shape, plan);
+  check(faults.empty(), "lower: {}", faults.empty() ? "" : faults.front().reason + ": " + faults.front().detail);
+  pieces_ = std::make_unique<StepPieces>(make_step_pieces(model, shape, plan));
+}
+
+Lowering::~Lowering() = default;
+
+namespace {
+
+PieceCost& operator+=(PieceCost& a, const PieceCost& b) {
+  a.busy += b.busy;
+  a.beside += b.beside;
+  return a;
+}
+
+// Calls f(piece) for what a layer of this kind calls for every microbatch: FSDP gathers its weights once each way.
+template <class F>
+void for_each_layer_piece(const BlockPieces& kind, F&& f) {
+  for (const int piece : {kind.gather, kind.forward, kind.gather, kind.backward, kind.reduce_each})
+    if (piece >= 0) f(piece);
+}
+
+}  // namespace
+
+std::vector<int> Lowering::microbatch_pieces() const {
+  std::vector<int> all{pieces_->embed, pieces_->embed_backward, pieces_->head};
+  for (const BlockPieces& kind : pieces_->kinds) for_each_layer_piece(kind, [&](int piece) { all.push_back(piece); });
+  std::ranges::sort(all);
+  all.erase(std::ranges::unique(all).begin(), all.end());
+  return all;
+}
+
+std::vector<int> Lowering::balanced(const std::vector<PieceCost>& cost) const {
+  const int stages = pieces_->plan.mesh.pp, layers = static_cast<int>(pieces_->kind_of_layer.size());
+  if (stages == 1) return {layers};
+  std::vector<PieceCost> of_kind, before(static_cast<std::size_t>(layers) + 1);  // before: of the layers up to one
+  for (const BlockPieces& kind : pieces_->kinds) {
+    of_kind.emplace_back();
+    for_each_layer_piece(kind, [&](int piece) { of_kind.back() += cost[piece]; });
+  }
+  for (int i = 0; i < layers; ++i) {
+    before[i + 1] = before[i];
+    before[i + 1] += of_kind[pieces_->kind_of_layer[i]];
+  }
+  PieceCost first = cost[pieces_->embed];
+  first += cost[pieces_->embed_backward];
+  const PieceCost last = cost[pieces_->head];
+  const auto of_stage = [&](int stage, int from, int to) {
+    PieceCost c{before[to].busy - before[from].busy, before[to].beside - before[from].beside};
+    if (stage == 1) c += first;
+    if (stage == stages) c += last;
+    return std::max(c.busy, c.beside);
+  };
+  // The least of `value` over all cuts of all layers, where none of the stages costs more than `limit`; begin[s][i]: where
+  // the last of s stages begins, of the first i layers. What a stage costs grows with its layers.
+  std::vector<std::vector<int>> begin(static_cast<std::size_t>(stages) + 1,
+                                      std::vector<int>(static_cast<std::size_t>(layers) + 1, 0));
+  const auto least = [&](double limit, auto&& value) {
+    constexpr double kNone = std::numeric_limits<double>::infinity();
+    std::vector<double> best(static_cast<std::size_t>(layers) + 1, kNone), fewer;
+    best[0] = 0;
+    for (int s = 1; s <= stages; ++s) {
+      std::swap(fewer, best);
+      best.assign(fewer.size(), kNone);
+      for (int i = s; i <= layers - (stages - s); ++i)
+        for (int j = i - 1; j >= s - 1; --j) {
+          const double c = of_stage(s, j, i);
+          if (c > limit || value(0, c) >= best[i]) break;
+          if (const double v = value(fewer[j], c); v < best[i]) {
+            best[i] = v;
+            begin[s][i] = j;
+          }
         }
-      }
+    }
+    return best[static_cast<std::size_t>(layers)];
+  };
+  const double costliest =
+      least(std::numeric_limits<double>::infinity(), [](double others, double c) { return std::max(others, c); });
+  least(costliest, [](double others, double c) { return others + c * c; });
   std::vector<int> sizes(static_cast<std::size_t>(stages));
   for (int s = stages, i = layers; s > 0; --s) {
-    sizes[s - 1] = i - cut[s][i];
-    i = cut[s][i];
+    sizes[s - 1] = i - begin[s][i];
+    i = begin[s][i];
   }
   return sizes;
 }
 
-ProgramSet lower(const ModelSpec& model, const TrainingShape& shape, const Plan& plan,
-                 const std::optional<std::vector<int>>& stage_layers) {
-  check(!not_lowerable(model), "lower: {}", not_lowerable(model).value_or(""));
-  const auto faults = illegalities(model, shape, plan);
-  check(faults.empty(), "lower: {}", faults.empty() ? "" : faults.front().reason + ": " + faults.front().detail);
-  StepPieces pieces = make_step_pieces(model, shape, plan);
-  const std::vector<int> layers = stage_layers ? *stage_layers : balanced_stages(model, shape, plan.mesh.pp);
-  for (int stage = 0, first = 0; stage < plan.mesh.pp; first += layers[static_cast<std::size_t>(stage++)])
-    write_stage(pieces, stage, first, layers[static_cast<std::size_t>(stage)]);
-  return std::move(pieces.set);
+std::vector<int> Lowering::balanced_by_flops() const {
+  std::vector<PieceCost> flops(pieces_->set.pieces.size());
+  for (const int index : microbatch_pieces()) {
+    const Piece& piece = pieces_->set.pieces[index];
+    for (const Op& op : piece.ops) flops[index].busy += static_cast<double>(work_of(op, piece).flops.value);
+  }
+  return balanced(flops);
+}
+
+std::vector<int> Lowering::even() const {
+  const int stages = pieces_->plan.mesh.pp, layers = static_cast<int>(pieces_->kind_of_layer.size());
+  std::vector<int> sizes(static_cast<std::size_t>(stages), layers / stages);
+  for (int s = 0; s < layers % stages; ++s) ++sizes[s];
+  return sizes;
+}
+
+const ProgramSet& Lowering::cut(const std::vector<int>& layers) & {
+  StepPieces& p = *pieces_;
+  check(layers.size() == static_cast<std::size_t>(p.plan.mesh.pp) &&
+            std::accumulate(layers.begin(), layers.end(), 0) == static_cast<int>(p.kind_of_layer.size()),
+        "lower: {} layers cut into {}", p.kind_of_layer.size(), fmt::join(layers, "-"));
+  p.set.stages.clear();
+  p.set.state_of.clear();
+  for (int stage = 0, first = 0; stage < p.plan.mesh.pp; first += layers[static_cast<std::size_t>(stage++)])
+    write_stage(p, stage, first, layers[static_cast<std::size_t>(stage)]);
+  return p.set;
+}
+
+ProgramSet Lowering::cut(const std::vector<int>& layers) && {
+  cut(layers);  // this is an lvalue here
+  return std::move(pieces_->set);
+}
+
+std::vector<int> stage_layers(const ModelSpec& model, const TrainingShape& shape, const Plan& plan) {
+  return plan.layers.empty() ? Lowering(model, shape, plan).balanced_by_flops() : plan.layers;
+}
+
+ProgramSet lower(const ModelSpec& model, const TrainingShape& shape, const Plan& plan) {
+  Lowering lowering(model, shape, plan);
+  return std::move(lowering).cut(plan.layers.empty() ? lowering.balanced_by_flops() : plan.layers);
 }
 
 }  // namespace meshwright

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,7 +26,8 @@ struct TrainingShape {
 
 // Why a plan cannot be lowered for this model and shape. Empty: it is legal. The rules are DESIGN's "Legal plans":
 // tp divides the heads and the sequence; pp at most the layers; dp divides the sequences of a step; microbatches divide
-// the sequences of a dp shard; fsdp is 0 when dp is 1. `reason` is a short name for counting, `detail` has the numbers.
+// the sequences of a dp shard; fsdp is 0 when dp is 1; layers, where they are given, name every stage and add up to the
+// model's. Any numbers may stand in the plan. `reason` is a short name for counting, `detail` has the numbers.
 struct Illegality {
   std::string reason;  // "tp does not divide the heads"
   std::string detail;  // "12 heads, tp 8"
@@ -33,13 +35,50 @@ struct Illegality {
 };
 std::vector<Illegality> illegalities(const ModelSpec& model, const TrainingShape& shape, const Plan& plan);
 
-// Layers per stage, contiguous, at least one each: the cut whose costliest stage is cheapest (forward FLOPs of a layer;
-// the logits belong to the last stage), and among those the one with the least sum of squares; ties to earlier cuts late.
-std::vector<int> balanced_stages(const ModelSpec& model, const TrainingShape& shape, int stages);
+// What a piece costs, in any one unit, at least 0 (in whole numbers below 2^53, equal costs tie exactly). A stage costs
+// the larger of its two sums over the calls of a microbatch.
+struct PieceCost {
+  double busy = 0;    // keeps the device from computing anything else
+  double beside = 0;  // communication that runs beside
+};
 
-// The programs of every stage. Asserts that the plan is legal. `stage_layers`: balanced_stages() if not given.
-ProgramSet lower(const ModelSpec& model, const TrainingShape& shape, const Plan& plan,
-                 const std::optional<std::vector<int>>& stage_layers = std::nullopt);
+struct StepPieces;
+
+// Lowering in two steps, for who chooses the cut into stages by what the pieces cost.
+class Lowering {
+ public:
+  // Makes the pieces, which are the same for every cut and schedule. Asserts that the plan is legal.
+  Lowering(const ModelSpec& model, const TrainingShape& shape, const Plan& plan);
+  ~Lowering();
+  Lowering(const Lowering&) = delete;
+  Lowering& operator=(const Lowering&) = delete;
+
+  // Indices of the pieces that some stage calls for every microbatch: of the layers, the embedding and the head; not
+  // messages, nor what happens once a step.
+  std::vector<int> microbatch_pieces() const;
+
+  // Layers per stage, contiguous, at least one each: the cut whose costliest stage is cheapest, and among those the one
+  // with the least sum of squares; ties to earlier cuts late. `cost`: by index of piece; of microbatch_pieces().
+  std::vector<int> balanced(const std::vector<PieceCost>& cost) const;
+  // The same, by the FLOPs that the pieces execute: forward, backward, recomputation and logits.
+  std::vector<int> balanced_by_flops() const;
+
+  // Layers per stage, as equal as they can be.
+  std::vector<int> even() const;
+
+  // The programs of stages with so many layers; the next call replaces the stages. Asserts that the layers add up.
+  const ProgramSet& cut(const std::vector<int>& layers) &;
+  ProgramSet cut(const std::vector<int>& layers) &&;
+
+ private:
+  std::unique_ptr<StepPieces> pieces_;
+};
+
+// Layers per stage of a plan: its own, or where it has none those of Lowering::balanced_by_flops().
+std::vector<int> stage_layers(const ModelSpec& model, const TrainingShape& shape, const Plan& plan);
+
+// The programs of every stage, which have stage_layers(). Asserts that the plan is legal.
+ProgramSet lower(const ModelSpec& model, const TrainingShape& shape, const Plan& plan);
 
 // The part of a model description that lowering can't express yet, by name ("multi-head attention"); empty if none.
 std::optional<std::string> not_lowerable(const ModelSpec& model);

@@ -1,6 +1,10 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <functional>
 #include <numeric>
+#include <random>
+#include <tuple>
 
 #include "model/accounting.h"
 #include "model/lowering/layout.h"
@@ -97,18 +101,122 @@ TEST(Schedules, MicrobatchesInFlightAreThoseOfTheActions) {
         }
 }
 
-TEST(Stages, AreCutSoThatTheCostliestIsCheapest) {
-  EXPECT_EQ(balanced_stages(kSmall, kShape, 1), std::vector<int>{8});
-  for (int stages = 1; stages <= 8; ++stages) {
-    const std::vector<int> cut = balanced_stages(kSmall, kShape, stages);
-    EXPECT_EQ(std::accumulate(cut.begin(), cut.end(), 0), 8);
-    EXPECT_GE(*std::min_element(cut.begin(), cut.end()), 1);
+// All ways to write `layers` as a sum of `stages` positive numbers.
+void for_each_cut(int layers, int stages, std::vector<int>& begun,
+                  const std::function<void(const std::vector<int>&)>& f) {
+  if (stages == 1) {
+    begun.push_back(layers);
+    f(begun);
+    begun.pop_back();
+    return;
   }
-  // Published configuration on 2 stages: the logits cost 2*1024*768*100277 = 158 GFLOP a sequence, as much as some 8 dense
-  // layers: the last stage has fewer.
-  const ModelSpec published = jaxformer("moe1B", {}, 1e-4);
-  const std::vector<int> two = balanced_stages(published, {.sequences = 256, .tokens = 1024}, 2);
-  EXPECT_GT(two[0], two[1]);
+  for (int n = 1; n <= layers - (stages - 1); ++n) {
+    begun.push_back(n);
+    for_each_cut(layers - n, stages - 1, begun, f);
+    begun.pop_back();
+  }
+}
+
+TEST(Stages, AreTheBestOfAllCutsWhateverThePiecesCost) {
+  std::mt19937 random(11);
+  for (int round = 0; round < 60; ++round) {
+    for (int stages = 1; stages <= 8; ++stages) {
+      // Small whole numbers, so that many cuts tie; every third time nothing runs beside.
+      Lowering lowering(kSmall, kShape, {.mesh = {2, stages, 1}, .fsdp = 3});
+      std::vector<PieceCost> cost(200);
+      for (const int piece : lowering.microbatch_pieces())
+        cost.at(piece) = {static_cast<double>(random() % 7), round % 3 ? static_cast<double>(random() % 7) : 0.0};
+
+      // What a stage costs, from its program: a Call for each piece that it runs for a microbatch.
+      const auto costs = [&](const std::vector<int>& cut) {
+        std::vector<double> all;
+        for (const Program& stage : lowering.cut(cut).stages) {
+          PieceCost sum;
+          for (const Chunk& chunk : stage.chunks)
+            if (chunk.name == "forward" || chunk.name == "backward")
+              for (const Call& call : chunk.calls) {
+                sum.busy += cost[call.piece].busy;
+                sum.beside += cost[call.piece].beside;
+              }
+          all.push_back(std::max(sum.busy, sum.beside));
+        }
+        return all;
+      };
+      using Score = std::tuple<double, double, std::vector<int>>;  // costliest, squares, and the last stages first
+      std::optional<Score> best;
+      std::vector<int> begun;
+      for_each_cut(8, stages, begun, [&](const std::vector<int>& cut) {
+        const std::vector<double> of_stage = costs(cut);
+        const Score score{std::ranges::max(of_stage),
+                          std::inner_product(of_stage.begin(), of_stage.end(), of_stage.begin(), 0.0),
+                          {cut.rbegin(), cut.rend()}};
+        if (!best || score < *best) best = score;
+      });
+      const std::vector<int> chosen = lowering.balanced(cost);
+      ASSERT_EQ(std::vector<int>(chosen.rbegin(), chosen.rend()), std::get<2>(*best)) << stages << " stages";
+    }
+  }
+}
+
+TEST(Stages, AreCutByTheFlopsThatAreExecuted) {
+  // Forward, backward and recomputation of the layers, and the logits: the costliest stage of the cut has no more FLOPs
+  // than that of any other, as the programs themselves count.
+  const auto costliest = [](const Plan& plan) {
+    const ProgramSet set = lower(kSmall, kShape, plan);
+    std::int64_t most = 0;
+    for (const Program& stage : set.stages) most = std::max(most, program_flops(set, stage).value);
+    return most;
+  };
+  for (const Recompute recompute : {Recompute::kNone, Recompute::kFull})
+    for (const int stages : {2, 3, 4}) {
+      const Plan plan{.mesh = {1, stages, 1}, .recompute = recompute};
+      const std::int64_t chosen = costliest(plan);
+      std::vector<int> begun;
+      for_each_cut(8, stages, begun, [&](const std::vector<int>& cut) {
+        Plan other = plan;
+        other.layers = cut;
+        EXPECT_LE(chosen, costliest(other)) << to_text(other);
+      });
+    }
+}
+
+TEST(Stages, HaveTheLayersThatThePlanSays) {
+  const Plan plan{.mesh = {1, 3, 1}, .layers = {1, 5, 2}};
+  std::vector<int> layers, first;
+  for (const Program& stage : lower(kSmall, kShape, plan).stages) {
+    layers.push_back(stage.layers);
+    first.push_back(stage.first_layer);
+  }
+  EXPECT_EQ(layers, plan.layers);
+  EXPECT_EQ(first, (std::vector<int>{0, 1, 6}));
+  EXPECT_EQ(stage_layers(kSmall, kShape, plan), plan.layers);
+}
+
+TEST(Illegalities, LayersNameEveryStageAndAddUpToTheModels) {
+  const auto reasons = [](std::vector<int> layers) {
+    std::vector<std::string> found;
+    for (const Illegality& why : illegalities(kSmall, kShape, {.mesh = {1, 2, 1}, .layers = std::move(layers)}))
+      found.push_back(why.reason);
+    return found;
+  };
+  using Reasons = std::vector<std::string>;
+  EXPECT_EQ(reasons({}), Reasons{});
+  EXPECT_EQ(reasons({3, 5}), Reasons{});
+  EXPECT_EQ(reasons({8}), Reasons{"layers that are not those of the stages"});
+  EXPECT_EQ(reasons({3, 3, 2}), Reasons{"layers that are not those of the stages"});
+  EXPECT_EQ(reasons({9, -1}), Reasons{"layers that are not those of the stages"});
+  EXPECT_EQ(reasons({3, 4}), Reasons{"layers that do not add up to the model's"});
+  EXPECT_EQ(reasons({2'000'000'000, 2'000'000'000}), Reasons{"layers that do not add up to the model's"});
+}
+
+TEST(Illegalities, NumbersThatNoPlanHasAreRefusedBeforeTheyAreDividedBy) {
+  for (const Plan& plan :
+       {Plan{.mesh = {0, 1, 1}}, Plan{.mesh = {1, 0, 1}}, Plan{.mesh = {1, 1, 0}}, Plan{.mesh = {-1, -1, 1}},
+        Plan{.microbatches = 0}, Plan{.microbatches = -4}, Plan{.mesh = {2, 1, 1}, .fsdp = 4}, Plan{.fsdp = -1}}) {
+    const auto found = illegalities(kSmall, kShape, plan);
+    ASSERT_EQ(found.size(), 1u) << to_text(plan);
+    EXPECT_EQ(found[0].reason, "numbers that no plan has");
+  }
 }
 
 TEST(Lowering, A1F1bStageSendsAndReceivesInTheOrderOfTheTextbook) {

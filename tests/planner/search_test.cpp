@@ -73,6 +73,49 @@ TEST(Search, EveryLegalPlanIsEitherRankedOrTooLarge) {
   EXPECT_GT(result.elapsed_s, 0);
 }
 
+TEST(Search, EveryPlanWithStagesNamesItsLayersAndIsFoundAgainByItsText) {
+  const Problem problem = small_problem(8);
+  const SearchResult result = search(problem, pretend(few_values, half_fit(problem)));
+  std::vector<Plan> plans;
+  for (const PlanResult& r : result.plans) {
+    plans.push_back(r.plan);
+    if (r.plan.mesh.pp > 1) {
+      EXPECT_EQ(r.plan.layers, r.stage_layers) << to_text(r.plan);
+    }
+  }
+  for (const TooLarge& t : result.too_large) plans.push_back(t.plan);
+  for (const Plan& plan : plans) {
+    EXPECT_EQ(plan.layers.size(), plan.mesh.pp > 1 ? static_cast<std::size_t>(plan.mesh.pp) : 0u) << to_text(plan);
+    EXPECT_TRUE(illegalities(problem.model, problem.shape, plan).empty()) << to_text(plan);
+    EXPECT_EQ(parse_plan(to_text(plan)), plan) << to_text(plan);
+    const auto found = standing(result, parse_plan(to_text(plan)));
+    ASSERT_TRUE(found);
+    EXPECT_EQ(found->plan, plan);
+  }
+}
+
+TEST(Search, StagesAreCutByWhatTheMachineSaysThatPiecesCost) {
+  // A machine on which the head takes as long as two layers forward and backward: of 4 layers, 3 and 1.
+  Machine machine = pretend(few_values);
+  machine.cost_pieces = [](const ProgramSet& programs, std::span<const int> pieces) {
+    std::vector<PieceCost> cost(programs.pieces.size());
+    for (const int piece : pieces) {
+      const std::string& name = programs.pieces[piece].name;
+      const bool layer = name.starts_with("moe.") || name.starts_with("dense.");
+      cost[piece].busy = layer ? 10 : name.starts_with("head") ? 40 : 0;
+    }
+    return cost;
+  };
+  const SearchResult result = search(small_problem(2), machine);
+  int with_stages = 0;
+  for (const PlanResult& r : result.plans)
+    if (r.plan.mesh.pp == 2) {
+      ++with_stages;
+      EXPECT_EQ(r.stage_layers, (std::vector<int>{3, 1})) << to_text(r.plan);
+    }
+  EXPECT_GT(with_stages, 0);
+}
+
 TEST(Search, APlanThatDoesNotFitSaysHowMuchItNeedsToTheByte) {
   const Problem problem = small_problem(8);
   const std::int64_t usable = half_fit(problem);
@@ -189,6 +232,11 @@ TEST(Published, ItsStandingIsItsRankAndItsRatioToTheBest) {
   ASSERT_TRUE(found && found->rank);
   EXPECT_EQ(result.plans[*found->rank - 1].plan, plan);
   EXPECT_EQ(found->ratio_to_best, 1.5);
+  const auto stages = standing(result, parse_plan("2x2x1"));  // layers left open: those that the search chose
+  ASSERT_TRUE(stages && stages->rank);
+  EXPECT_EQ(stages->plan.layers.size(), 2u);
+  EXPECT_EQ(result.plans[*stages->rank - 1].plan, stages->plan);
+  EXPECT_FALSE(standing(result, parse_plan("2x2x1,layers=1-3")));
   EXPECT_FALSE(standing(result, parse_plan("2x1x1")));  // another number of devices: not searched
 
   const auto large = standing(search(small_problem(4), pretend(few_values, 1)), plan);

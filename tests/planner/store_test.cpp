@@ -31,7 +31,8 @@ PlanResult some_result(int i) {
                         .fsdp = i % 4,
                         .microbatches = 1 + i / 8,
                         .schedule = i % 8 < 4 ? Schedule::k1F1B : Schedule::kGPipe,
-                        .recompute = i % 3 ? Recompute::kFull : Recompute::kNone},
+                        .recompute = i % 3 ? Recompute::kFull : Recompute::kNone,
+                        .layers = i % 2 ? std::vector<int>{30, 18} : std::vector<int>{}},
                .runnable = i > 1,
                .not_runnable = i > 1 ? "" : "can't run yet: something",
                .step_time_s = 0.1 + i / 3.0,
@@ -53,8 +54,9 @@ PlanResult some_result(int i) {
 SearchResult some_search(int plans = 20) {
   SearchResult result;
   for (int i = 0; i < plans; ++i) result.plans.push_back(some_result(i));
-  result.too_large = {{parse_plan("1x4x2,schedule=gpipe,microbatches=8,recompute=full"), {1000}, {10}},
-                      {parse_plan("4x1x2,fsdp=2"), {2000}, {1010}}};
+  result.too_large = {
+      {parse_plan("1x4x2,schedule=gpipe,microbatches=8,recompute=full,layers=13-12-12-11"), {1000}, {10}},
+      {parse_plan("4x1x2,fsdp=2"), {2000}, {1010}}};
   result.illegal = {{{1, 1, 8}, std::nullopt, {"tp does not divide the heads", "4 heads, tp 8", "tp from 1, 2, 4"}},
                     {{1, 4, 2}, 3, {"FSDP without data parallelism", "fsdp 3, dp 1", "fsdp=0"}}};
   result.evaluated = plans + 2;
@@ -196,6 +198,7 @@ TEST_F(StoreTest, TheSchemaOfVersion1IsWhatItWas) {
   microbatches INTEGER NOT NULL,
   schedule TEXT NOT NULL,
   recompute TEXT NOT NULL,
+  layers TEXT NOT NULL,
   runnable INTEGER NOT NULL,
   not_runnable TEXT NOT NULL,
   step_time_s REAL NOT NULL,

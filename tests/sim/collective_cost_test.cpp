@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <vector>
@@ -14,7 +15,9 @@ constexpr BytesPerSecond kLink{4.5e10};
 constexpr Bytes kV{450'000'000};  // 10 ms over one link
 constexpr double kOneLink = 10e-3;
 
-GroupPlacement line(int size, int stride = 1) { return {{{.dimension = 0, .size = size, .stride = stride}}}; }
+GroupPlacement line(int size, int stride = 1) {
+  return {{{.dimension = 0, .size = size, .stride = stride, .sharing = stride}}};
+}
 GroupPlacement ring(int size) { return {{{.dimension = 0, .size = size, .wraps = true}}}; }
 double gather(const GroupPlacement& group) { return kV.value * gather_seconds_per_byte(group, kLink); }
 
@@ -73,20 +76,42 @@ TEST(CollectiveCost, StepsOfOneHopAreBoundByPortsWhateverTheSides) {
 TEST(CollectiveCost, AFactorOfLongStepsIsBoundByItsOwnLinks) {
   // 2 x 2 with steps of 1 and 4: ports allow 3/4 / (1 + 1/4) = 0.6 V/w; but half of V must cross the two
   // links of the second factor, each shared by four groups: 1/4 * 4 = 1 V/w
-  const GroupPlacement group{{{.dimension = 0, .size = 2}, {.dimension = 1, .size = 2, .stride = 4}}};
+  const GroupPlacement group{{{.dimension = 0, .size = 2}, {.dimension = 1, .size = 2, .stride = 4, .sharing = 4}}};
   EXPECT_DOUBLE_EQ(gather(group), kOneLink);
 }
 
-// Bytes that every link of an open line carries when all its interleaved groups gather at once, each shard
-// passed from member to neighbouring member in both directions: the largest, in units of V.
-double busiest_link(const Topology& topology, const MeshMapping& mapping) {
-  const int tp = mapping.mesh().tp, dp = mapping.mesh().dp;
+constexpr std::array<Group, kGroups> kAllGroups{Group::kTp, Group::kDp, Group::kPp, Group::kPpEnds};
+
+// The chips of every instance of a group, its members in order.
+std::vector<std::vector<int>> instances(const MeshMapping& mapping, Group group) {
+  const MeshShape mesh = mapping.mesh();
+  std::vector<std::vector<int>> all;
+  for (int d = 0; d < (group == Group::kDp ? 1 : mesh.dp); ++d)
+    for (int p = 0; p < (group == Group::kPp || group == Group::kPpEnds ? 1 : mesh.pp); ++p)
+      for (int t = 0; t < (group == Group::kTp ? 1 : mesh.tp); ++t) {
+        std::vector<int>& members = all.emplace_back();
+        for (int i = 0; i < group_size(mesh, group); ++i) {
+          MeshCoordinates rank{d, p, t};
+          if (group == Group::kTp) rank.tp = i;
+          if (group == Group::kDp) rank.dp = i;
+          if (group == Group::kPp) rank.pp = i;
+          if (group == Group::kPpEnds) rank.pp = i * (mesh.pp - 1);
+          members.push_back(mapping.chip(rank));
+        }
+      }
+  return all;
+}
+
+// Bytes that every link carries when all instances of a group gather at once, each shard passed from member to
+// neighbouring member in both directions, by the routes of the topology: the largest, in units of V.
+double busiest_link(const MeshMapping& mapping, Group group) {
   std::map<LinkId, double> load;
-  for (int t = 0; t < tp; ++t) {
-    for (int d = 0; d + 1 < dp; ++d) {
-      const int here = mapping.chip({.dp = d, .tp = t}), next = mapping.chip({.dp = d + 1, .tp = t});
-      for (const LinkId id : topology.route(here, next)) load[id] += (d + 1.0) / dp;       // shards from below
-      for (const LinkId id : topology.route(next, here)) load[id] += (dp - 1.0 - d) / dp;  // and from above
+  for (const std::vector<int>& chips : instances(mapping, group)) {
+    const auto members = static_cast<double>(chips.size());
+    for (std::size_t i = 0; i + 1 < chips.size(); ++i) {
+      const auto below = static_cast<double>(i + 1);  // members on this side
+      for (const LinkId id : mapping.topology().route(chips[i], chips[i + 1])) load[id] += below / members;
+      for (const LinkId id : mapping.topology().route(chips[i + 1], chips[i])) load[id] += (members - below) / members;
     }
   }
   double most = 0;
@@ -94,16 +119,98 @@ double busiest_link(const Topology& topology, const MeshMapping& mapping) {
   return most;
 }
 
-TEST(CollectiveCost, InterleavedGroupsShareLinksByTheirStride) {
-  for (const int tp : {1, 2, 4}) {
-    for (const int dp : {2, 4, 8}) {
-      const Topology chips = Topology::grid({tp * dp}, {false});
-      const MeshMapping mapping = mappings(chips, {.dp = dp, .pp = 1, .tp = tp}).front();
-      EXPECT_DOUBLE_EQ(gather_seconds_per_byte(mapping.placement(Group::kDp), BytesPerSecond{1}),
-                       busiest_link(chips, mapping))
-          << mapping.describe();
+// Whoever gathers, however: on each side of a cut across a dimension lies what the members on the other side lack.
+// The largest of those bytes over the links that cross in that direction, in units of V.
+double cut_bound(const MeshMapping& mapping, Group group) {
+  const Topology& chips = mapping.topology();
+  const auto all = instances(mapping, group);
+  double most = 0;
+  for (int d = 0; d < chips.dimensions(); ++d)
+    for (int cut = 1; cut < chips.shape()[d]; ++cut) {
+      double upwards = 0, downwards = 0;
+      for (const std::vector<int>& members : all) {
+        const auto below = static_cast<double>(
+            std::ranges::count_if(members, [&](int chip) { return chips.coordinates(chip)[d] < cut; }));
+        const auto size = static_cast<double>(members.size());
+        if (below == 0 || below == size) continue;
+        upwards += below / size;
+        downwards += (size - below) / size;
+      }
+      const double links = chips.chips() / chips.shape()[d] * (chips.wraps(d) ? 2.0 : 1.0);
+      most = std::max({most, upwards / links, downwards / links});
     }
+  return most;
+}
+
+template <class F>
+void for_each_mapping(F&& f) {
+  const auto on = [&](std::vector<int> shape, bool wrapped) {
+    const Topology chips = Topology::grid(shape, std::vector<bool>(shape.size(), wrapped));
+    for (int dp = 1; dp <= chips.chips(); ++dp)
+      for (int pp = 1; dp * pp <= chips.chips(); ++pp)
+        if (chips.chips() % (dp * pp) == 0)
+          for (const MeshMapping& m : mappings(chips, {.dp = dp, .pp = pp, .tp = chips.chips() / dp / pp})) f(m);
+  };
+  for (const bool wrapped : {false, true}) {
+    on({8}, wrapped);
+    on({12}, wrapped);
+    on({3, 6}, wrapped);
+    on({2, 4, 4}, wrapped);
   }
+}
+
+TEST(CollectiveCost, NoGroupCostsLessThanTheCutsOfTheTopologyAllow) {
+  int looked_at = 0;
+  for_each_mapping([&](const MeshMapping& mapping) {
+    for (const Group group : kAllGroups) {
+      if (group_size(mapping.mesh(), group) == 1) continue;
+      ++looked_at;
+      EXPECT_GE(gather_seconds_per_byte(mapping.placement(group), BytesPerSecond{1}),
+                cut_bound(mapping, group) * (1 - 1e-12))
+          << name(group) << " of " << to_string(mapping.mesh()) << ": " << mapping.describe();
+    }
+  });
+  EXPECT_GT(looked_at, 500);
+}
+
+TEST(CollectiveCost, AGroupOnOneLineCostsWhatItsBusiestLinkCarriesByRoute) {
+  int ends = 0, others = 0;
+  for_each_mapping([&](const MeshMapping& mapping) {
+    for (const Group group : kAllGroups) {
+      const GroupPlacement& placement = mapping.placement(group);
+      if (placement.factors.size() != 1 || placement.factors[0].wraps) continue;
+      ++(group == Group::kPpEnds ? ends : others);
+      EXPECT_NEAR(gather_seconds_per_byte(placement, BytesPerSecond{1}), busiest_link(mapping, group), 1e-12)
+          << name(group) << " of " << to_string(mapping.mesh()) << ": " << mapping.describe();
+    }
+  });
+  EXPECT_GT(ends, 100);
+  EXPECT_GT(others, 100);
+}
+
+TEST(CollectiveCost, TheTiedTableIsReducedAtTheRateOfALinkHoweverFarItsStagesAreApart) {
+  // Two members all-reduce V: half of it each way, twice: V/w = 10 ms, over one hop or three.
+  const auto reduce = [](const Topology& chips, const MeshShape& mesh) {
+    return ideal(CollectiveKind::kAllReduce, mappings(chips, mesh).front().placement(Group::kPpEnds)).value;
+  };
+  for (const int stages : {2, 4, 8}) {
+    EXPECT_DOUBLE_EQ(reduce(Topology::grid({stages}, {false}), {.pp = stages}), kOneLink) << stages;
+    EXPECT_DOUBLE_EQ(reduce(Topology::grid({stages}, {true}), {.pp = stages}), kOneLink) << stages;
+  }
+  // Two ranks of a stage side by side on the line share its links, whichever axis they are of.
+  EXPECT_DOUBLE_EQ(reduce(Topology::grid({8}, {false}), {.pp = 4, .tp = 2}), 2 * kOneLink);
+  EXPECT_DOUBLE_EQ(reduce(Topology::grid({8}, {true}), {.dp = 2, .pp = 4}), 2 * kOneLink);
+
+  // Hops cost latency: 10 us + 2 passes * 3 hops * 1 us + 8 bytes
+  const LinkNetwork network{.link = kLink,
+                            .link_efficiency = 1,
+                            .hop_latency = {1e-6},
+                            .collective_overhead = {10e-6},
+                            .message_overhead = {10e-6}};
+  const MeshMapping line = mappings(Topology::grid({4}, {false}), {.pp = 4}).front();
+  EXPECT_NEAR(
+      collective_time(network, CollectiveKind::kAllReduce, Algorithm::kRing, line.placement(Group::kPpEnds), {8}).value,
+      16e-6, 1e-9);
 }
 
 TEST(CollectiveCost, HopsAddUpOverFactors) {

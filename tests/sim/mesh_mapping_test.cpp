@@ -115,14 +115,25 @@ TEST(MeshMapping, ConsecutiveStagesAreOneStepApart) {
   }
 }
 
-TEST(MeshMapping, TheEndsOfAPipelineAreAsFarApartAsTheyLie) {
-  // pp 4 along z of the open slice: stages 0 and 3 are 3 hops apart; on a ring of 4, one
-  const MeshMapping open(kSlice32, {{{2, 1, 1}, {1, 4, 1}, {1, 1, 4}}});
-  EXPECT_EQ(open.placement(Group::kPpEnds).factors.front().stride, 3);
-  EXPECT_EQ(open.placement(Group::kPpEnds).members(), 2);
-  const MeshMapping ring(kCube64, {{{4, 1, 1}, {1, 4, 1}, {1, 1, 4}}});
-  EXPECT_EQ(ring.placement(Group::kPpEnds).factors.front().stride, 1);
-  EXPECT_EQ(published_mesh().placement(Group::kPpEnds).factors.front().stride, 2);
+TEST(MeshMapping, TheEndsOfAPipelineAreAsFarApartAsTheyLieAndShareLinksOnlyWithinTheirStage) {
+  const auto ends = [](const MeshMapping& mapping) {
+    EXPECT_EQ(mapping.placement(Group::kPpEnds).members(), 2);
+    return mapping.placement(Group::kPpEnds).factors.front();
+  };
+  // pp 4 along z of the open slice: stages 0 and 3 are 3 hops apart, one pair a line; on a ring of 4, one hop
+  const AxisFactor open = ends(MeshMapping(kSlice32, {{{2, 1, 1}, {1, 4, 1}, {1, 1, 4}}}));
+  EXPECT_EQ(open.stride, 3);
+  EXPECT_EQ(open.sharing, 1);
+  const AxisFactor ring = ends(MeshMapping(kCube64, {{{4, 1, 1}, {1, 4, 1}, {1, 1, 4}}}));
+  EXPECT_EQ(ring.stride, 1);
+  EXPECT_EQ(ring.sharing, 1);
+  // y: two dp ranks of a stage side by side, each 2 hops from its partner
+  EXPECT_EQ(ends(published_mesh()).stride, 2);
+  EXPECT_EQ(ends(published_mesh()).sharing, 2);
+  // pp 9 as 3 x 3 in snake order ends at (2, 2): 2 hops along each dimension
+  const AxisFactor corner = ends(MeshMapping(Topology::grid({3, 3}, {false, false}), {{{1, 1}, {1, 1}, {3, 3}}}));
+  EXPECT_EQ(corner.stride, 4);
+  EXPECT_EQ(corner.sharing, 1);
 }
 
 TEST(MeshMapping, ALengthOfTwelveSplitsIntoThreeAndFour) {
