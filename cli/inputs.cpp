@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <iostream>
 
+#include "cli/configs.h"
 #include "executor/data/cache.h"
 #include "executor/launch/launcher.h"
 #include "model/input/content_key.h"
@@ -90,7 +91,7 @@ int calibrate_machine(const Invocation& invocation) {
 
 System load_any_system(const std::string& spec, const Invocation& invocation) {
   constexpr std::string_view kLocal = "local";
-  if (spec != kLocal && !spec.starts_with("local:")) return load_system(spec);
+  if (spec != kLocal && !spec.starts_with("local:")) return load_system(spec, configs_folder());
   const std::filesystem::path file = calibration_file();
   if (!std::filesystem::exists(file)) {
     if (is_started_rank())

@@ -150,7 +150,7 @@ bool summarise(const Options& options, const Plan& plan, const ProgramSet& set, 
         .save(StoredRun{*options.stored_plan, "", steps, figures(predicted), figures(counted)});
   }
   if (!options.trace.empty()) {
-    write_trace_file(options.trace, report, {.title = fmt::format("{}, measured", to_text(plan)), .mesh = plan.mesh});
+    write_trace_file(options.trace, report, set, {.title = fmt::format("{}, measured", to_text(plan))});
     log_info(fmt::format("{}: the last step, measured; open it in https://ui.perfetto.dev", options.trace));
   }
   if (!counts_equal(predicted, counted)) log_warning("the counts differ from the prediction: this is an error of ours");

@@ -60,9 +60,8 @@ int run(const Options& options, const Invocation& invocation) {
   const PlanHeading heading{config.name, system.name, system.usable_memory};
   if (!options.trace.empty()) {
     const TraceSize size = write_trace_file(
-        options.trace, prediction.report,
+        options.trace, prediction.report, programs,
         {.title = fmt::format("{} on {}, {}, simulated", config.name, system.name, to_text(chosen.plan)),
-         .mesh = chosen.plan.mesh,
          .one_rank_per_stage = true});
     log_info(fmt::format("{}: {} events of {} stages{}; open it in https://ui.perfetto.dev", options.trace,
                          with_commas(size.events), size.ranks,

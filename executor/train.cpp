@@ -20,8 +20,8 @@ Json to_json(const RankCount& count) {
   for (const auto& [key, bytes] : count.report.traffic) traffic.push_back({key.first, key.second, bytes.value});
   Json timeline = Json::array();
   for (const Interval& i : count.report.timeline)
-    timeline.push_back(
-        {static_cast<int>(i.stream), i.begin.value, i.end.value, i.name, i.where, i.bytes.value, i.flops.value});
+    timeline.push_back({static_cast<int>(i.stream), i.begin.value, i.end.value, i.place.slot, i.place.call, i.place.op,
+                        i.bytes.value, i.flops.value});
   const MeshCoordinates& at = count.report.rank;
   return {{"rank", {at.dp, at.pp, at.tp}},
           {"end", count.report.end.value},
@@ -33,7 +33,7 @@ Json to_json(const RankCount& count) {
           {"rows", count.routed_rows}};
 }
 
-RankCount from_json(const Json& j) {
+RankCount from_json(const Json& j, const ProgramSet& set) {
   RankCount count;
   RankReport& r = count.report;
   r.rank = {j["rank"][0], j["rank"][1], j["rank"][2]};
@@ -42,20 +42,23 @@ RankCount from_json(const Json& j) {
   r.peak_bytes = {j["peak"].get<std::int64_t>()};
   r.bytes_by_class = j["classes"];
   for (const Json& t : j["traffic"]) r.traffic[{t[0], t[1]}] = Bytes{t[2].get<std::int64_t>()};
-  for (const Json& i : j["timeline"])
+  const Program& program = set.stages[static_cast<std::size_t>(r.rank.pp)];
+  for (const Json& i : j["timeline"]) {
+    const OpPlace place{i[3], i[4], i[5]};
     r.timeline.push_back({static_cast<Stream>(i[0].get<int>()),
                           {i[1].get<double>()},
                           {i[2].get<double>()},
-                          i[3],
-                          i[4],
-                          {i[5].get<std::int64_t>()},
-                          {i[6].get<std::int64_t>()}});
+                          op_name(op_at(set, program, place).op),
+                          place,
+                          {i[6].get<std::int64_t>()},
+                          {i[7].get<std::int64_t>()}});
+  }
   count.routed_rows = j["rows"].get<std::vector<std::int64_t>>();
   return count;
 }
 
 // Every rank's count, in rank order, on rank 0.
-std::vector<RankCount> gather_counts(const RankCount& mine, MPI_Comm comm) {
+std::vector<RankCount> gather_counts(const RankCount& mine, const ProgramSet& set, MPI_Comm comm) {
   int rank = 0, ranks = 0;
   MPI_Comm_rank(comm, &rank);
   MPI_Comm_size(comm, &ranks);
@@ -72,7 +75,7 @@ std::vector<RankCount> gather_counts(const RankCount& mine, MPI_Comm comm) {
   if (rank == 0)
     for (int r = 0; r < ranks; ++r) {
       const auto first = all.begin() + begins[static_cast<std::size_t>(r)];
-      counts.push_back(from_json(Json::from_cbor(first, first + sizes[static_cast<std::size_t>(r)])));
+      counts.push_back(from_json(Json::from_cbor(first, first + sizes[static_cast<std::size_t>(r)]), set));
     }
   return counts;
 }
@@ -119,7 +122,7 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
   }
   if (seconds.size() > 4) seconds.erase(seconds.begin(), seconds.begin() + 2);  // the first two warm up
   if (!seconds.empty()) summary.median_step_s = median(std::move(seconds));
-  summary.ranks = gather_counts(count, executor.mesh().all());
+  summary.ranks = gather_counts(count, set, executor.mesh().all());
   return summary;
 }
 

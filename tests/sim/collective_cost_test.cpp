@@ -7,6 +7,8 @@
 #include <map>
 #include <vector>
 
+#include "tests/systems.h"
+
 namespace meshwright {
 namespace {
 
