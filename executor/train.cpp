@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <ctime>
 #include <nlohmann/json.hpp>
 
 #include "executor/median.h"
@@ -57,6 +58,12 @@ RankCount from_json(const Json& j, const ProgramSet& set) {
   return count;
 }
 
+double processor_seconds() {
+  timespec t{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
 // Every rank's count, in rank order, on rank 0.
 std::vector<RankCount> gather_counts(const RankCount& mine, const ProgramSet& set, MPI_Comm comm) {
   int rank = 0, ranks = 0;
@@ -97,6 +104,8 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
   RankCount count;
   using Clock = std::chrono::steady_clock;
   MPI_Barrier(executor.mesh().all());
+  const auto first_begin = Clock::now();
+  const double processor_before = processor_seconds();
   for (std::int64_t step = 0; step < options.steps; ++step) {
     const auto begin = Clock::now();
     const double lr = learning_rate(config.lr, step);
@@ -120,6 +129,10 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
     if (executor.mesh().rank() == 0 && on_step)
       on_step({step, lr, worst[0], static_cast<std::int64_t>(worst[1]), std::move(result)});
   }
+  // Ranks wait busily: one that has a core of its own runs all the time.
+  summary.processor_share = std::min(1.0, (processor_seconds() - processor_before) /
+                                              std::chrono::duration<double>(Clock::now() - first_begin).count());
+  MPI_Allreduce(MPI_IN_PLACE, &summary.processor_share, 1, MPI_DOUBLE, MPI_MIN, executor.mesh().all());
   if (seconds.size() > 4) seconds.erase(seconds.begin(), seconds.begin() + 2);  // the first two warm up
   if (!seconds.empty()) summary.median_step_s = median(std::move(seconds));
   summary.ranks = gather_counts(count, set, executor.mesh().all());
