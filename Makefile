@@ -10,7 +10,10 @@ PACKAGES := g++ cmake ninja-build pkg-config openmpi-bin libopenmpi-dev libdnnl-
   libboost-graph-dev nlohmann-json3-dev libsqlite3-dev libcli11-dev libfmt-dev libspdlog-dev libsentencepiece-dev \
   zlib1g-dev libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev sword-text-web
 
-.PHONY: all setup build test demo bench clean
+# make install PREFIX=$HOME/.local; DESTDIR is put before it, for packagers.
+PREFIX ?= /usr/local
+
+.PHONY: all setup build test demo bench install clean
 all: build
 
 # Installs only what is not there, so that a machine that has everything needs no network and no root.
@@ -43,6 +46,10 @@ demo: build
 
 bench: build
 	@for b in engine search training; do echo "== $$b"; $(BUILD)/bench/bench_$$b || exit 1; done
+
+install: build
+	@DESTDIR="$(DESTDIR)" cmake --install $(BUILD) --prefix "$(PREFIX)" >/dev/null
+	@echo "installed $(DESTDIR)$(PREFIX)/bin/meshwright"
 
 clean:
 	rm -rf build

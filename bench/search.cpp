@@ -30,7 +30,7 @@ double median(std::vector<double> values) {
 
 void bench(const std::string& config_file, const std::string& system_name) {
   const TrainingConfig config = read_config(std::filesystem::path(config_file));
-  const System system = load_system(system_name);
+  const System system = load_system(system_name, REPOSITORY "/configs");
   const DType compute = config.model_dtype == "bfloat16" ? DType::kBF16 : DType::kF32;
   const Problem problem{
       config.model,

@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdio>
 
+#include "cli/configs.h"
 #include "executor/data/cache.h"
 #include "executor/launch/launcher.h"
 #include "executor/launch/output.h"
@@ -103,7 +104,7 @@ int calibrate_machine(const Invocation& invocation) {
 
 System load_any_system(const std::string& spec, const Invocation& invocation) {
   constexpr std::string_view kLocal = "local";
-  if (spec != kLocal && !spec.starts_with("local:")) return load_system(spec);
+  if (spec != kLocal && !spec.starts_with("local:")) return load_system(spec, configs_folder());
   const std::filesystem::path file = calibration_file();
   if (!may_exist(file)) {
     if (is_started_rank())

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "cli/command.h"
+#include "cli/version.h"
 #include "executor/diverged.h"
 #include "executor/launch/launcher.h"
 #include "executor/launch/mpi_session.h"
@@ -82,6 +83,7 @@ int main(int argc, char** argv) {
       "  meshwright simulate configs/jaxformer-moe1b.json --system v4:2x4x4 --plan best --trace step.json\n"
       "  meshwright run configs/moe-small.json --system local --plan best\n"
       "`meshwright COMMAND --help` says more about each.");
+  app.set_version_flag("--version", version_text, "Version, commit and build of this program");
   Invocation invocation{own_command(argc, argv), {}};
   add_params(app, invocation);
   add_search(app, invocation);

@@ -7,7 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <ctime>
+#include <cstdlib>
 #include <exception>
 #include <fstream>
 #include <memory>
@@ -15,6 +15,9 @@
 
 #include "cli/inputs.h"
 #include "cli/rehearsal.h"
+#include "cli/run_record.h"
+#include "cli/terminal.h"
+#include "executor/calibrate.h"
 #include "executor/comm/rank_0_first.h"
 #include "executor/data/batches.h"
 #include "executor/data/cache.h"
@@ -47,6 +50,8 @@ struct Options {
   // For the ranks that this command starts: they are some, and the id of the plan, if it is stored.
   bool started = false;
   std::optional<std::int64_t> stored_plan;
+  std::string record;  // the folder of the run's record, if it keeps one
+  int cores = 0;       // that the ranks share, which one that is bound to a core does not see; 0: unknown
 
   std::int64_t steps_of(const TrainingConfig& training) const {
     constexpr std::int64_t kRehearsalSteps = 3;
@@ -77,23 +82,6 @@ Batches open_data(const Options& options, const TrainingConfig& config, const Pl
 
 // ---- the process that the user calls -----------------------------------------------------------------------------------
 
-// What a run leaves beside the database: in output_dir, or in runs/ where that is a bucket.
-std::filesystem::path run_folder(const TrainingConfig& config) {
-  const bool bucket = config.output_dir.find("://") != std::string::npos;
-  return std::filesystem::path(bucket ? "runs" : config.output_dir) / config.name;
-}
-
-// Its configuration and plan, kept with the run.
-void keep_record(const TrainingConfig& config, const Plan& plan, const std::string& system) {
-  const std::filesystem::path folder = run_folder(config);
-  const auto write = [&](const char* name, const OrderedJson& content) {
-    write_atomically(folder / name, content.dump(2) + '\n');
-  };
-  write("config.json", to_json(config));
-  write("plan.json", {{"plan", to_text(plan)}, {"system", system}});
-  log_info(fmt::format("configuration and plan are kept in {}", folder.string()));
-}
-
 int start_ranks(const Options& options, const TrainingConfig& config, const System& system, const ChosenPlan& chosen,
                 const Invocation& invocation) {
   const Plan& plan = chosen.plan;
@@ -113,7 +101,14 @@ int start_ranks(const Options& options, const TrainingConfig& config, const Syst
   if (options.rehearse) add({"--rehearse"});
   if (options.config.json) add({"--json"});
   if (chosen.id) add({"--stored-plan", fmt::format("{}", *chosen.id)});
-  if (!options.rehearse) keep_record(config, plan, system.name);
+  if (!options.rehearse) {
+    const RunRecord record(config, plan, system.name, invocation.command);
+    log_info(fmt::format("configuration, plan, command and metrics are kept in {}", record.folder().string()));
+    add({"--record", record.folder().string()});
+  }
+  add({"--cores", fmt::format("{}", cores)});
+  // The ranks write into mpirun's pipes, and don't see the window.
+  setenv("COLUMNS", fmt::format("{}", columns(STDOUT_FILENO)).c_str(), 1);
   return run_ranks(ranks, command);
 }
 
@@ -140,9 +135,9 @@ std::int64_t all_bytes(const Traffic& traffic) {
   return sum;
 }
 
-// Stores a run's figures. Where they can't be, they are kept in a file of the run's folder, and where even that can't be
+// Stores a run's figures. Where they can't be, they are kept in a file of the run's record, and where even that can't be
 // made, said in the log: then throws the database's InputError.
-void store_run(const Options& options, const TrainingConfig& config, const Plan& plan, const StoredRun& run) {
+void store_run(const Options& options, const Plan& plan, const StoredRun& run) {
   constexpr std::chrono::seconds kPatience{30};  // what is lost here has taken long
   try {
     Store(options.system.database, Store::Access::kWrite, kPatience).save(run);
@@ -158,8 +153,7 @@ void store_run(const Options& options, const TrainingConfig& config, const Plan&
                           {"steps", run.steps},
                           {"predicted", figures(run.predicted)},
                           {"measured", figures(run.measured)}};
-    const std::filesystem::path file =
-        run_folder(config) / fmt::format("not-stored-{}-{}.json", std::time(nullptr), getpid());
+    const std::filesystem::path file = std::filesystem::path(options.record) / "not-stored.json";
     try {
       write_atomically(file, row.dump(2) + '\n');
       log_warning(fmt::format("the run's figures are not in {}, but in {}", options.system.database, file.string()));
@@ -170,12 +164,59 @@ void store_run(const Options& options, const TrainingConfig& config, const Plan&
   }
 }
 
+// Of a machine that was measured with this program's own kernels, so that its peak and times are those of runs on it.
+bool is_measured(const System& system) { return std::holds_alternative<MeasuredCompute>(system.compute); }
+
+// FLOP/s of products of this size, as calibrated. Precondition: is_measured(system).
+double calibrated_rate(const System& system, double smallest_dimension) {
+  const auto& kinds = std::get<MeasuredCompute>(system.compute).kinds;
+  const auto kind = kinds.find(kind_of(Gemm{}));
+  if (kind == kinds.end() || !kind->second.rates.contains(DType::kF32)) return system.peak(DType::kF32).value;
+  return kind->second.rates.at(DType::kF32).at(smallest_dimension);
+}
+
+// Says so if the run will take long here. On a machine that the system does not describe, only the FLOPs say how long at
+// least, if this one was calibrated.
+void warn_of_duration(const System& system, const StepTotals& predicted, std::int64_t steps, int ranks) {
+  Seconds step = predicted.step_time;
+  if (!is_measured(system)) {
+    if (!std::filesystem::exists(calibration_file())) return;
+    const System here = load_system_file(calibration_file());
+    step = {predicted.flops / (std::min(ranks, here.devices()) * here.peak(DType::kF32).value)};
+  }
+  if (const std::string warning = duration_warning(step, steps, !is_measured(system)); !warning.empty())
+    log_warning(warning);
+}
+
+// Why predicted and measured step times are far apart; nothing if they aren't. Collective, and the same on every rank but
+// for `predicted`, which rank 0 knows.
+std::vector<std::string> why_apart(const MpiSession& mpi, int cores, const System& system, Seconds predicted,
+                                   const TrainSummary& summary) {
+  const Seconds measured{summary.median_step_s};
+  const bool apart =
+      !mpi.from_rank_0([&] { return std::string(far_apart(predicted, measured) ? "apart" : ""); }).empty();
+  if (!apart) return {};
+  RunConditions conditions{.predicted_for = system.device,
+                           .ran_on = this_device(),
+                           .ranks = mpi.ranks(),
+                           .cores = cores ? cores : mpi.ranks(),
+                           .processor_share = summary.processor_share};
+  if (is_measured(system)) {
+    const ProductRate now = product_rate(mpi.world());
+    conditions.rate_now = now.flops_per_s;
+    conditions.calibrated_rate = calibrated_rate(system, now.smallest_dimension);
+  }
+  return reasons_apart(predicted, measured, conditions);
+}
+
 // What rank 0 says after the last step. False if the program that ran is not the one that was predicted.
-bool summarise(const Options& options, const TrainingConfig& config, const Plan& plan, const ProgramSet& set,
-               std::int64_t steps, StepTotals predicted, const TrainSummary& summary) {
+bool summarise(const Options& options, const Plan& plan, const ProgramSet& set, std::int64_t steps,
+               StepTotals predicted, const TrainSummary& summary, const std::vector<std::string>& why) {
   predicted.flops = flops_of_routed_rows(set, summary.ranks);
   const StepReport report = counted_report(summary);
   const StepTotals counted = totals(report, plan.mesh);
+  OrderedJson json{{"predicted", to_json(predicted)}, {"counted", to_json(counted)}};
+  if (!why.empty()) json["why_apart"] = why;
   // Each of these is kept, whatever becomes of the others; the first failure is thrown in the end. The database comes last, as
   // it can be locked.
   std::exception_ptr failure;
@@ -189,20 +230,29 @@ bool summarise(const Options& options, const TrainingConfig& config, const Plan&
   };
   keep([&] {
     if (options.config.json) {
-      print(OrderedJson{{"predicted", to_json(predicted)}, {"counted", to_json(counted)}}.dump() + '\n');
+      print(json.dump() + '\n');
       return;
     }
     print(fmt::format("\nloss {:.4f} -> {:.4f} ({:+.1f} %) in {} steps\n", summary.first_loss, summary.last_loss,
                       (summary.last_loss / summary.first_loss - 1) * 100, steps));
-    print(fmt::format("\nPredicted against counted{}\n{}{} (FLOPs at the rows that were routed; of the "
-                      "arena, its size against the highest address touched).\n",
-                      options.rehearse ? ", of the program at reduced size" : "",
-                      comparison_report(predicted, counted, options.rehearse ? Times::kLeaveOut : Times::kCompare),
-                      counts_equal(predicted, counted) ? "All counts are equal" : "The counts differ"));
+    print(
+        fmt::format("\nPredicted against counted{}\n{}{} (FLOPs at the rows that were routed; of the "
+                    "arena, its size against the highest address touched).\n",
+                    options.rehearse ? ", of the program at reduced size" : "",
+                    comparison_report(predicted, counted, options.rehearse ? Times::kLeaveOut : Times::kCompare),
+                    counts_equal(predicted, counted) ? "All counts are equal" : "The counts differ"));
+    for (const std::string& reason : why) print("Predicted and measured part: " + reason + ".\n");
+  });
+  keep([&] {
+    if (options.record.empty()) return;
+    json["steps"] = steps;
+    json["first_loss"] = summary.first_loss;
+    json["last_loss"] = summary.last_loss;
+    RunRecord(options.record).finish(json);
   });
   keep([&] {
     if (options.trace.empty()) return;
-    write_trace_file(options.trace, report, {.title = fmt::format("{}, measured", to_text(plan)), .mesh = plan.mesh});
+    write_trace_file(options.trace, report, set, {.title = fmt::format("{}, measured", to_text(plan))});
     log_info(fmt::format("{}: the last step, measured; open it in https://ui.perfetto.dev", options.trace));
   });
   keep([&] {
@@ -210,7 +260,7 @@ bool summarise(const Options& options, const TrainingConfig& config, const Plan&
     const auto figures = [](const StepTotals& t) {
       return RunFigures{t.step_time.value, t.flops, all_bytes(t.traffic), t.peak_bytes.value};
     };
-    store_run(options, config, plan, {*options.stored_plan, "", steps, figures(predicted), figures(counted)});
+    store_run(options, plan, {*options.stored_plan, "", steps, figures(predicted), figures(counted)});
   });
   if (failure) std::rethrow_exception(failure);
   if (!counts_equal(predicted, counted)) log_warning("the counts differ from the prediction: this is an error of ours");
@@ -260,30 +310,45 @@ int run_rank(Options options, const Invocation& invocation) {
   });
 
   const std::int64_t steps = options.steps_of(config);
-  if (first && !options.started && !options.rehearse) keep_record(published, plan, system.name);
+  if (first && !options.started && !options.rehearse) {
+    options.record = RunRecord(published, plan, system.name, invocation.command).folder().string();
+    log_info(fmt::format("configuration, plan, command and metrics are kept in {}", options.record));
+  }
+  if (first) warn_of_duration(system, predicted, steps, plan.mesh.ranks());
+  const int width = columns(STDOUT_FILENO);
   if (first && !options.config.json) {
     print(fmt::format("{}: {} parameters, {} tokens a step, {} ranks, f32\n{}\n", config.name,
                       with_commas(count_parameters(config.model).total()),
-                      with_commas(set.step.sequences * set.step.tokens), plan.mesh.ranks(), step_heading()));
+                      with_commas(set.step.sequences * set.step.tokens), plan.mesh.ranks(),
+                      step_heading(steps, width)));
   }
+  const double flops = model_flops(config.model, set.step.tokens, set.step.sequences);
+  double seconds_so_far = 0;  // of all steps but the first, which warms up
   const auto on_step = [&](const TrainedStep& s) {
-    const StepLine line{.step = s.step + 1,
-                        .steps = steps,
-                        .loss = s.result.loss,
-                        .cross_entropy = s.result.cross_entropy,
-                        .balance_loss = s.result.balance,
-                        .gradient_norm = s.result.gradient_norm,
-                        .learning_rate = s.learning_rate,
-                        .tokens_per_s = static_cast<double>(set.step.sequences * set.step.tokens) / s.seconds,
-                        .predicted_step_time = predicted.step_time,
-                        .step_time = {s.seconds},
-                        .peak_memory = {s.peak_bytes}};
-    print((options.config.json ? to_json(line).dump() : step_text(line)) + '\n');
+    if (s.step > 0) seconds_so_far += s.seconds;
+    const double pace = s.step > 0 ? seconds_so_far / static_cast<double>(s.step) : s.seconds;
+    StepLine line{.step = s.step + 1,
+                  .steps = steps,
+                  .loss = s.result.loss,
+                  .cross_entropy = s.result.cross_entropy,
+                  .balance_loss = s.result.balance,
+                  .gradient_norm = s.result.gradient_norm,
+                  .learning_rate = s.learning_rate,
+                  .tokens_per_s = static_cast<double>(set.step.sequences * set.step.tokens) / s.seconds,
+                  .predicted_step_time = predicted.step_time,
+                  .step_time = {s.seconds},
+                  .time_left = {pace * static_cast<double>(steps - s.step - 1)},
+                  .peak_memory = {s.peak_bytes}};
+    if (is_measured(system)) line.mfu = flops / (s.seconds * plan.mesh.ranks() * system.peak(DType::kF32).value);
+    if (!options.record.empty()) RunRecord(options.record).add_step(to_json(line));
+    print((options.config.json ? to_json(line).dump() : step_text(line, width)) + '\n');
   };
   const TrainSummary summary =
       train(set, config.model, config, mpi.world(), data,
             {.steps = steps, .timeline = !options.trace.empty(), .warn = log_warning}, on_step);
-  return !first || summarise(options, config, plan, set, steps, predicted, summary) ? kDone : kInternalError;
+  std::vector<std::string> why;
+  if (!options.rehearse) why = why_apart(mpi, options.cores, system, predicted.step_time, summary);
+  return !first || summarise(options, plan, set, steps, predicted, summary, why) ? kDone : kInternalError;
 }
 
 // Whether the plan's program, in f32, fits on the system's devices and, all ranks together, on this machine. Says why not.
@@ -359,6 +424,8 @@ void add_run(CLI::App& app, Invocation& invocation) {
       ->type_name("FILE");
   command->add_flag("--started", options->started, "")->group("");
   command->add_option("--stored-plan", options->stored_plan, "")->group("");
+  command->add_option("--record", options->record, "")->group("");
+  command->add_option("--cores", options->cores, "")->group("");
   command->footer(
       "Ranks are started with mpirun, one per device of the plan; under your own mpirun -n N this command is one of "
       "them.\n"
@@ -366,6 +433,9 @@ void add_run(CLI::App& app, Invocation& invocation) {
       "fits;\n"
       "4: training diverged, see stderr.\n"
       "With --json: a line per step, then one with predicted and counted.\n"
+      "Each run but a rehearsal keeps a folder of its own, OUTPUT_DIR/NAME/0001 and so on: configuration, plan, "
+      "command "
+      "line,\nmetrics by step, summary.\n"
       "Examples:\n"
       "  meshwright run configs/moe-small.json --system local --plan best\n"
       "  meshwright run configs/moe-small.json --system local --plan 2x1x1,microbatches=2 --steps 50 --data my.txt\n"

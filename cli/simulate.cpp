@@ -44,14 +44,6 @@ int run(const Options& options, const Invocation& invocation) {
   check(faults.empty(), "the program of {} is wrong: {}", to_text(chosen.plan), faults.empty() ? "" : faults.front());
 
   const SystemCostModel cost(system, programs);
-  if (options.shardings) {
-    const Shardings all = shardings(problem.model, problem.shape, chosen.plan, cost.mapping());
-    if (options.config.json)
-      print(to_json(all).dump(2) + '\n');
-    else
-      print(shardings_report(all));
-    return kDone;
-  }
   const Prediction prediction{simulate(programs, cost, {.timeline = true}), cost.mapping().describe()};
   Machine with_timeline = machine(system, compute);
   with_timeline.evaluate = [&](const ProgramSet&) { return prediction; };
@@ -60,18 +52,21 @@ int run(const Options& options, const Invocation& invocation) {
   const PlanHeading heading{config.name, system.name, system.usable_memory};
   if (!options.trace.empty()) {
     const TraceSize size = write_trace_file(
-        options.trace, prediction.report,
+        options.trace, prediction.report, programs,
         {.title = fmt::format("{} on {}, {}, simulated", config.name, system.name, to_text(chosen.plan)),
-         .mesh = chosen.plan.mesh,
          .one_rank_per_stage = true});
     log_info(fmt::format("{}: {} events of {} stages{}; open it in https://ui.perfetto.dev", options.trace,
                          with_commas(size.events), size.ranks,
                          size.ranks_left_out ? fmt::format(", {} left out", size.ranks_left_out) : ""));
   }
-  if (options.config.json)
+  if (options.shardings) {
+    const Shardings all = shardings(problem.model, problem.shape, chosen.plan, cost.mapping());
+    print(options.config.json ? to_json(all).dump(2) + '\n' : shardings_report(all));
+  } else if (options.config.json) {
     print(plan_json(result, prediction, heading).dump(2) + '\n');
-  else
+  } else {
     print(plan_report(result, prediction, heading));
+  }
   if (result.peak_memory_bytes <= system.usable_memory.value) return kDone;
   log_warning(fmt::format("the plan does not fit: {} GiB too many",
                           gib({result.peak_memory_bytes - system.usable_memory.value})));
@@ -92,7 +87,7 @@ void add_simulate(CLI::App& app, Invocation& invocation) {
   command->add_option("--trace", options->trace, "Write the step as a Chrome trace (.json, or .json.gz)")
       ->type_name("FILE");
   command->add_flag("--shardings", options->shardings,
-                    "List how every tensor is cut, and where every rank runs, instead");
+                    "List how every tensor is cut, and where every rank runs, instead of times and memory");
   command->footer(
       "Exit code 3: the plan does not fit in memory.\n"
       "Examples:\n"

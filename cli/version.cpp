@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "generated/version_values.h"
 #include "model/program/check.h"
 
 namespace meshwright {
@@ -38,6 +39,11 @@ std::string build_id() {
   dl_iterate_phdr(read_build_id, &id);
   check(!id.empty(), "the program was linked without a build id");
   return id;
+}
+
+std::string version_text() {
+  constexpr std::size_t kShort = 12;
+  return fmt::format("meshwright {}\ncommit {}\nbuild {}, {}", kVersion, kCommit, kBuild, build_id().substr(0, kShort));
 }
 
 }  // namespace meshwright

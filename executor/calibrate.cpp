@@ -42,10 +42,16 @@ struct Sample {
   double seconds;
 };
 
+// A model whose operations are timed, and in how many steps: cores and caches take a few to reach their pace.
+struct Sampled {
+  std::int64_t width, tokens, sequences, vocab;
+  int warm_up = 4, steps = 9;
+};
+constexpr Sampled kLargestModel{256, 256, 4, 4096};
+
 // Steps of a small model on this rank alone; the median time of every operation of its program.
-void sample_model(MPI_Comm comm, std::int64_t width, std::int64_t tokens, std::int64_t sequences, std::int64_t vocab,
-                  std::vector<Sample>& samples) {
-  constexpr int kWarmUp = 4, kSteps = 9;  // cores and caches take a few steps to reach their pace
+void sample_model(MPI_Comm comm, const Sampled& sampled, std::vector<Sample>& samples) {
+  const auto [width, tokens, sequences, vocab, warm_up, steps] = sampled;
   const ModelSpec model = jaxformer("calibration",
                                     {.model_dimension = width,
                                      .vocab_size = vocab,
@@ -65,17 +71,19 @@ void sample_model(MPI_Comm comm, std::int64_t width, std::int64_t tokens, std::i
   const std::vector<ParameterSpec> specs = parameters(model);
   executor.load_parameters(initial_weights<float>(specs, width, 1));
   std::vector<std::vector<double>> times;
-  for (int step = 0; step < kWarmUp + kSteps; ++step) {
+  for (int step = 0; step < warm_up + steps; ++step) {
     MPI_Barrier(comm);
     std::int32_t id = 0;
-    const StepResult r =
-        executor.run_step({.step = step, .learning_rate = 1e-3, .fill = [&](int, std::int32_t* in, std::int32_t* out) {
-                             for (std::int64_t i = 0; i < sequences * tokens; ++i) {
-                               in[i] = id;
-                               out[i] = id = static_cast<std::int32_t>((id * 1103515245LL + 12345) % vocab);
-                             }
-                           }});
-    if (step < kWarmUp) continue;
+    const StepResult r = executor.run_step(
+        {.step = step,
+         .learning_rate = 1e-3,
+         .fill = [&, sequences = sequences, tokens = tokens, vocab = vocab](int, std::int32_t* in, std::int32_t* out) {
+           for (std::int64_t i = 0; i < sequences * tokens; ++i) {
+             in[i] = id;
+             out[i] = id = static_cast<std::int32_t>((id * 1103515245LL + 12345) % vocab);
+           }
+         }});
+    if (step < warm_up) continue;
     times.resize(r.report.timeline.size());
     for (std::size_t i = 0; i < times.size(); ++i)
       times[i].push_back(r.report.timeline[i].end.value - r.report.timeline[i].begin.value);
@@ -182,7 +190,7 @@ Json measure_network(MPI_Comm comm, const Json& source) {
   }
   Json network{{"model", "measured"},
                {"overlaps_compute", {{"value", false}, {"source", "communication is blocking in this executor"}}}};
-  if (ranks > 1) network["collectives"] = collectives;
+  network["collectives"] = collectives;  // none on one core, but the key is needed
   Json points = Json::array();
   for (std::int64_t bytes = 64; bytes <= kLargest; bytes *= 16) {
     const auto n = static_cast<std::size_t>(bytes / 4);
@@ -249,6 +257,29 @@ MachineRates measure_machine(MPI_Comm comm) {
   return rates;
 }
 
+ProductRate product_rate(MPI_Comm comm) {
+  Sampled few = kLargestModel;
+  few.warm_up = 2;
+  few.steps = 3;
+  std::vector<Sample> samples;
+  sample_model(comm, few, samples);
+  ProductRate rate;
+  double flops = 0, seconds = 0;
+  for (const Sample& s : samples) {
+    const auto size = static_cast<double>(std::min({s.work.m, s.work.n, s.work.k}));
+    if (s.work.kind != kind_of(Gemm{}) || size < rate.smallest_dimension) continue;
+    if (size > rate.smallest_dimension) flops = seconds = 0;
+    rate.smallest_dimension = size;
+    flops += static_cast<double>(s.work.flops.value);
+    seconds += std::max(s.seconds - kOverhead, 1e-9);
+  }
+  rate.flops_per_s = flops / seconds;
+  MPI_Allreduce(MPI_IN_PLACE, &rate.flops_per_s, 1, MPI_DOUBLE, MPI_MIN, comm);
+  return rate;
+}
+
+std::string this_device() { return "a core of " + processor(); }
+
 Json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& progress) {
   int rank = 0, ranks = 0;
   MPI_Comm_rank(comm, &rank);
@@ -262,10 +293,9 @@ Json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& pro
   say("peaks of arithmetic and memory");
   const MachineRates peak = measure_machine(comm);
   std::vector<Sample> samples;
-  for (const auto& [width, tokens, sequences, vocab] :
-       {std::array<std::int64_t, 4>{64, 64, 4, 512}, {128, 128, 4, 2048}, {256, 256, 4, 4096}}) {
-    say(fmt::format("operations of a model of width {}", width));
-    sample_model(comm, width, tokens, sequences, vocab, samples);
+  for (const Sampled& sampled : {Sampled{64, 64, 4, 512}, Sampled{128, 128, 4, 2048}, kLargestModel}) {
+    say(fmt::format("operations of a model of width {}", sampled.width));
+    sample_model(comm, sampled, samples);
   }
   say("collectives and messages");
   Json network = measure_network(comm, source);
@@ -282,7 +312,7 @@ Json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& pro
   kinds["other"] = fit_kind(light, source);
   const std::int64_t memory = available_memory() / ranks;
   return {{"name", "local"},
-          {"device", "a core of " + processor()},
+          {"device", this_device()},
           {"memory", {{"bytes", quantity(memory)}, {"usable_bytes", quantity(memory / 100 * 85)}}},
           {"compute",
            {{"model", "measured"},

@@ -26,4 +26,15 @@ struct MachineRates {
 };
 MachineRates measure_machine(MPI_Comm comm);  // collective; the same on every rank
 
+// What calibrate() would find now for its largest matrix products: FLOP/s of the slowest rank, all of them at once, by the
+// same measurement in fewer steps (about a second). Collective; the same on every rank.
+struct ProductRate {
+  double smallest_dimension = 0;  // of these products: where the calibration's table has them
+  double flops_per_s = 0;
+};
+ProductRate product_rate(MPI_Comm comm);
+
+// What calibrate() calls a device of this machine: "a core of AMD EPYC ...".
+std::string this_device();
+
 }  // namespace meshwright

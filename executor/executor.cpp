@@ -23,7 +23,6 @@
 #include "model/lowering/piece_builder.h"
 #include "model/program/check.h"
 #include "model/program/op_work.h"
-#include "model/program/slot_name.h"
 
 namespace meshwright {
 namespace {
@@ -158,10 +157,9 @@ class Executor<Real>::Interpreter {
     const auto seconds = [&](Clock::time_point t) {
       return Seconds{std::chrono::duration<double>(t - begin_).count()};
     };
-    timeline_.push_back(
-        {stream_of(op), seconds(begin), seconds(Clock::now()), std::string(op_name(op)),
-         call_->layer >= 0 ? slot_name(*slot_) + " L" + std::to_string(call_->layer) : slot_name(*slot_),
-         bytes_sent(op, *piece_, mesh_.shape()), Flops{kernels::flop_count() - flops}});
+    timeline_.push_back({stream_of(op), seconds(begin), seconds(Clock::now()), op_name(op),
+                         place_of(e_.program_, *slot_, *call_, *piece_, op), bytes_sent(op, *piece_, mesh_.shape()),
+                         Flops{kernels::flop_count() - flops}});
   }
 
   // ---- matrix products ----

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <ctime>
 #include <nlohmann/json.hpp>
 
 #include "executor/median.h"
@@ -19,8 +20,8 @@ Json to_json(const RankCount& count) {
   for (const auto& [key, bytes] : count.report.traffic) traffic.push_back({key.first, key.second, bytes.value});
   Json timeline = Json::array();
   for (const Interval& i : count.report.timeline)
-    timeline.push_back(
-        {static_cast<int>(i.stream), i.begin.value, i.end.value, i.name, i.where, i.bytes.value, i.flops.value});
+    timeline.push_back({static_cast<int>(i.stream), i.begin.value, i.end.value, i.place.slot, i.place.call, i.place.op,
+                        i.bytes.value, i.flops.value});
   const MeshCoordinates& at = count.report.rank;
   return {{"rank", {at.dp, at.pp, at.tp}},
           {"end", count.report.end.value},
@@ -32,7 +33,7 @@ Json to_json(const RankCount& count) {
           {"rows", count.routed_rows}};
 }
 
-RankCount from_json(const Json& j) {
+RankCount from_json(const Json& j, const ProgramSet& set) {
   RankCount count;
   RankReport& r = count.report;
   r.rank = {j["rank"][0], j["rank"][1], j["rank"][2]};
@@ -41,20 +42,29 @@ RankCount from_json(const Json& j) {
   r.peak_bytes = {j["peak"].get<std::int64_t>()};
   r.bytes_by_class = j["classes"];
   for (const Json& t : j["traffic"]) r.traffic[{t[0], t[1]}] = Bytes{t[2].get<std::int64_t>()};
-  for (const Json& i : j["timeline"])
+  const Program& program = set.stages[static_cast<std::size_t>(r.rank.pp)];
+  for (const Json& i : j["timeline"]) {
+    const OpPlace place{i[3], i[4], i[5]};
     r.timeline.push_back({static_cast<Stream>(i[0].get<int>()),
                           {i[1].get<double>()},
                           {i[2].get<double>()},
-                          i[3],
-                          i[4],
-                          {i[5].get<std::int64_t>()},
-                          {i[6].get<std::int64_t>()}});
+                          op_name(op_at(set, program, place).op),
+                          place,
+                          {i[6].get<std::int64_t>()},
+                          {i[7].get<std::int64_t>()}});
+  }
   count.routed_rows = j["rows"].get<std::vector<std::int64_t>>();
   return count;
 }
 
+double processor_seconds() {
+  timespec t{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
 // Every rank's count, in rank order, on rank 0.
-std::vector<RankCount> gather_counts(const RankCount& mine, MPI_Comm comm) {
+std::vector<RankCount> gather_counts(const RankCount& mine, const ProgramSet& set, MPI_Comm comm) {
   int rank = 0, ranks = 0;
   MPI_Comm_rank(comm, &rank);
   MPI_Comm_size(comm, &ranks);
@@ -71,7 +81,7 @@ std::vector<RankCount> gather_counts(const RankCount& mine, MPI_Comm comm) {
   if (rank == 0)
     for (int r = 0; r < ranks; ++r) {
       const auto first = all.begin() + begins[static_cast<std::size_t>(r)];
-      counts.push_back(from_json(Json::from_cbor(first, first + sizes[static_cast<std::size_t>(r)])));
+      counts.push_back(from_json(Json::from_cbor(first, first + sizes[static_cast<std::size_t>(r)]), set));
     }
   return counts;
 }
@@ -98,6 +108,8 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
   bool warned = false;
   using Clock = std::chrono::steady_clock;
   MPI_Barrier(executor.mesh().all());
+  const auto first_begin = Clock::now();
+  const double processor_before = processor_seconds();
   for (std::int64_t step = 0; step < options.steps; ++step) {
     const auto begin = Clock::now();
     const double lr = learning_rate(config.lr, step);
@@ -137,9 +149,13 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
     if (executor.mesh().rank() == 0 && on_step)
       on_step({step, lr, worst[0], static_cast<std::int64_t>(worst[1]), std::move(result)});
   }
+  // Ranks wait busily: one that has a core of its own runs all the time.
+  summary.processor_share = std::min(1.0, (processor_seconds() - processor_before) /
+                                              std::chrono::duration<double>(Clock::now() - first_begin).count());
+  MPI_Allreduce(MPI_IN_PLACE, &summary.processor_share, 1, MPI_DOUBLE, MPI_MIN, executor.mesh().all());
   if (seconds.size() > 4) seconds.erase(seconds.begin(), seconds.begin() + 2);  // the first two warm up
   if (!seconds.empty()) summary.median_step_s = median(std::move(seconds));
-  summary.ranks = gather_counts(count, executor.mesh().all());
+  summary.ranks = gather_counts(count, set, executor.mesh().all());
   return summary;
 }
 

@@ -33,6 +33,7 @@ struct RankCount {
 struct TrainSummary {
   double median_step_s = 0;  // without the first two steps, where there are more than four
   double first_loss = 0, last_loss = 0;
+  double processor_share = 1;    // of the time of the steps: how much of it the rank that had the least ran on a core
   std::vector<RankCount> ranks;  // on rank 0: of all ranks, in rank order; elsewhere empty
 };
 

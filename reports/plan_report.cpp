@@ -93,7 +93,7 @@ std::string time_table(const StepReport& report) {
     double seconds = 0, flops = 0;
     std::int64_t count = 0;
   };
-  std::map<std::string, Kind> kinds;
+  std::map<std::string_view, Kind> kinds;
   double exposed = 0, bubble = 0;
   for (const RankReport& rank : report.ranks) {
     for (const Interval& i : rank.timeline) {
@@ -106,13 +106,13 @@ std::string time_table(const StepReport& report) {
     exposed += rank.exposed_comm.value;
     bubble += rank.bubble.value;
   }
-  std::vector<std::pair<std::string, Kind>> sorted(kinds.begin(), kinds.end());
+  std::vector<std::pair<std::string_view, Kind>> sorted(kinds.begin(), kinds.end());
   std::stable_sort(sorted.begin(), sorted.end(),
                    [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
   const double stages = static_cast<double>(report.ranks.size()), step = report.step_time.value;
   Table table({{"operation", Align::kLeft}, {"times"}, {"ms"}, {"% of step"}, {"FLOP/s"}});
   for (const auto& [name, kind] : sorted)
-    table.add_row({name, with_commas(static_cast<std::int64_t>(static_cast<double>(kind.count) / stages + 0.5)),
+    table.add_row({std::string(name), with_commas(static_cast<std::int64_t>(static_cast<double>(kind.count) / stages + 0.5)),
                    milliseconds({kind.seconds / stages}), percent(kind.seconds / stages / step),
                    kind.flops > 0 ? rate_text(kind.flops / kind.seconds) : ""});
   table.add_rule();

@@ -13,16 +13,22 @@
 namespace meshwright {
 namespace {
 
-Interval interval_of(const TaskOrigin& origin, const Execution& execution, TaskId t, const MeshShape& mesh) {
-  Interval i{.stream = stream_of(*origin.op),
-             .begin = to_seconds(execution.start[t]),
-             .end = to_seconds(execution.finish[t]),
-             .name = std::string(op_name(*origin.op)),
-             .where = slot_name(*origin.slot),
-             .bytes = bytes_sent(*origin.op, *origin.piece, mesh),
-             .flops = work_of(*origin.op, *origin.piece).flops};
-  if (origin.call->layer >= 0) i.where += fmt::format(" L{}", origin.call->layer);
-  return i;
+Interval interval_of(const Program& program, const TaskOrigin& origin, const Execution& execution, TaskId t,
+                     const MeshShape& mesh) {
+  return {.stream = stream_of(*origin.op),
+          .begin = to_seconds(execution.start[t]),
+          .end = to_seconds(execution.finish[t]),
+          .name = op_name(*origin.op),
+          .place = place_of(program, *origin.slot, *origin.call, *origin.piece, *origin.op),
+          .bytes = bytes_sent(*origin.op, *origin.piece, mesh),
+          .flops = work_of(*origin.op, *origin.piece).flops};
+}
+
+// What StageTotals::add_wait() counts, drawn: first the bubble, then the exposed communication.
+void draw_wait(RankReport& rank, Time free, Moment until) {
+  const Time split = free + bubble_of(free, until);
+  if (split > free) rank.waits.push_back({Wait::Kind::kBubble, to_seconds(free), to_seconds(split)});
+  if (until.time > split) rank.waits.push_back({Wait::Kind::kExposedComm, to_seconds(split), to_seconds(until.time)});
 }
 
 }  // namespace
@@ -43,7 +49,8 @@ StepReport simulate_full(const ProgramSet& set, const CostModel& cost, const Sim
   StepReport report{.step_time = to_seconds(step), .ranks = {}};
   std::vector<Moment> finish(execution.finish.size());  // with the chain's last wait for another stage
   for (std::size_t stage = 0; stage < set.stages.size(); ++stage) {
-    RankReport rank = memory_report(set.stages[stage]);
+    const Program& program = set.stages[stage];
+    RankReport rank = memory_report(program);
     StageTotals totals;
     Time compute_free = 0;
     Moment last;
@@ -55,6 +62,12 @@ StepReport simulate_full(const ProgramSet& set, const CostModel& cost, const Sim
       finish[t] = {execution.finish[t], start.waited_until};
       if (origin.stream == Stream::kCompute) {
         totals.add_wait(compute_free, start);
+        if (options.timeline) {
+          draw_wait(rank, compute_free, start);
+          if (is_communication(*origin.op))
+            rank.waits.push_back(
+                {Wait::Kind::kExposedComm, to_seconds(execution.start[t]), to_seconds(execution.finish[t])});
+        }
         const Time took = execution.finish[t] - execution.start[t];
         (is_communication(*origin.op) ? totals.exposed : totals.compute) += took;
         compute_free = execution.finish[t];
@@ -64,10 +77,15 @@ StepReport simulate_full(const ProgramSet& set, const CostModel& cost, const Sim
       totals.flops += work_of(*origin.op, *origin.piece).flops;
       if (const Bytes sent = bytes_sent(*origin.op, *origin.piece, set.mesh); sent.value > 0)
         rank.traffic[traffic_key(*origin.op)] += sent;
-      if (options.timeline) rank.timeline.push_back(interval_of(origin, execution, t, set.mesh));
+      if (options.timeline) rank.timeline.push_back(interval_of(program, origin, execution, t, set.mesh));
     }
     totals.add_wait(compute_free, last);
     totals.bubble += step - last.time;
+    if (options.timeline) {
+      draw_wait(rank, compute_free, last);
+      const Time idle = std::max(compute_free, last.time);
+      if (step > idle) rank.waits.push_back({Wait::Kind::kBubble, to_seconds(idle), to_seconds(step)});
+    }
     totals.write(rank, last.time);
     report.ranks.push_back(std::move(rank));
   }

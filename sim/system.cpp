@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -390,12 +389,6 @@ class SystemFile {
   SliceRules rules_;
 };
 
-std::filesystem::path systems_folder() {
-  const char* configs = std::getenv("MESHWRIGHT_CONFIGS");
-  return std::filesystem::path(configs != nullptr && *configs != '\0' ? configs : MESHWRIGHT_SOURCE_CONFIGS) /
-         "systems";
-}
-
 constexpr std::string_view kTpuPrefix = "tpu-";
 
 }  // namespace
@@ -410,10 +403,10 @@ const PeakRates& System::peaks() const {
   return std::visit([](const auto& c) -> const PeakRates& { return c.peak; }, compute);
 }
 
-std::vector<std::string> known_systems() {
+std::vector<std::string> known_systems(const std::filesystem::path& configs) {
   std::vector<std::string> names;
   std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(systems_folder(), error)) {
+  for (const auto& entry : std::filesystem::directory_iterator(configs / "systems", error)) {
     if (entry.path().extension() != ".json") continue;
     std::string stem = entry.path().stem().string();
     if (stem.starts_with(kTpuPrefix)) stem.erase(0, kTpuPrefix.size());
@@ -428,7 +421,7 @@ System load_system_file(const std::filesystem::path& file, const std::string& sl
   return SystemFile(document).read(slice);
 }
 
-System load_system(const std::string& spec) {
+System load_system(const std::string& spec, const std::filesystem::path& configs) {
   // The slice is what follows the last colon, unless that is part of a file's path.
   const std::size_t colon = spec.find_last_of(":/");
   const bool sliced = colon != std::string::npos && spec[colon] == ':';
@@ -436,17 +429,17 @@ System load_system(const std::string& spec) {
   const std::string slice = sliced ? spec.substr(colon + 1) : "";
   if (what.find('/') != std::string::npos || what.ends_with(".json")) return load_system_file(what, slice);
 
-  const std::vector<std::string> known = known_systems();
+  const std::vector<std::string> known = known_systems(configs);
   if (std::find(known.begin(), known.end(), what) == known.end()) {
     const auto near = nearest_word(what, known);
     throw InputError({"--system", "", spec, fmt::format("{}, or a JSON file", fmt::join(known, ", ")),
                       near ? fmt::format("did you mean {}?", *near)
-                           : fmt::format("systems are looked for in {}", systems_folder().string())});
+                           : fmt::format("systems are looked for in {}", (configs / "systems").string())});
   }
-  const std::filesystem::path plain = systems_folder() / (what + ".json");
+  const std::filesystem::path plain = configs / "systems" / (what + ".json");
   std::error_code error;
   const bool is_plain = std::filesystem::exists(plain, error);
-  return load_system_file(is_plain ? plain : systems_folder() / fmt::format("{}{}.json", kTpuPrefix, what), slice);
+  return load_system_file(is_plain ? plain : configs / "systems" / fmt::format("{}{}.json", kTpuPrefix, what), slice);
 }
 
 void require_dtype(const System& system, DType dtype) {

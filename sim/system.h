@@ -98,19 +98,18 @@ struct System {
 };
 
 // `spec` is NAME[:SLICE] or FILE[:SLICE].
-//   NAME   a file of configs/systems/, without its ending and a leading "tpu-": v4 is tpu-v4.json. `local` is
+//   NAME   a file of `configs`/systems/, without its ending and a leading "tpu-": v4 is tpu-v4.json. `local` is
 //          not known here: who calibrates knows where the file is (load_system_file).
 //   FILE   ends with .json or holds a slash.
 //   SLICE  chips along each dimension, as in v4:2x4x4, or a number of devices. Without it the file's "slice",
 //          or for shared memory all devices.
-// The configs folder is $MESHWRIGHT_CONFIGS, else that of the sources this was built from.
 // Throws InputError: an unknown name (with those that are known), everything wrong with the file, an
 // impossible slice.
-System load_system(const std::string& spec);
+System load_system(const std::string& spec, const std::filesystem::path& configs);
 System load_system_file(const std::filesystem::path& file, const std::string& slice = "");
 
-// The names that load_system knows, sorted.
-std::vector<std::string> known_systems();
+// The names that load_system knows there, sorted.
+std::vector<std::string> known_systems(const std::filesystem::path& configs);
 
 // Throws InputError if the system has no peak for products of this type, naming the types that it has.
 void require_dtype(const System& system, DType dtype);

@@ -135,6 +135,19 @@ std::string slot_name(const Slot& slot) {
   return {};
 }
 
+PlacedOp op_at(const ProgramSet& set, const Program& program, const OpPlace& place) {
+  const Slot& slot = program.slots[static_cast<std::size_t>(place.slot)];
+  const Call& call = program.chunks[static_cast<std::size_t>(slot.chunk)].calls[static_cast<std::size_t>(place.call)];
+  const Piece& piece = set.pieces[static_cast<std::size_t>(call.piece)];
+  return {slot, call, piece, piece.ops[static_cast<std::size_t>(place.op)]};
+}
+
+OpPlace place_of(const Program& program, const Slot& slot, const Call& call, const Piece& piece, const Op& op) {
+  const Chunk& chunk = program.chunks[static_cast<std::size_t>(slot.chunk)];
+  return {static_cast<int>(&slot - program.slots.data()), static_cast<int>(&call - chunk.calls.data()),
+          static_cast<int>(&op - piece.ops.data())};
+}
+
 std::string brief(const Program& program) {
   std::string text;
   for (const Slot& slot : program.slots) {

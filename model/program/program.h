@@ -166,6 +166,24 @@ inline std::int64_t address(const Program& program, const Slot& slot, const Call
   return at;
 }
 
+// Where an operation stands in its stage's program: indices, so that a timeline is cheap to write.
+struct OpPlace {
+  int slot = 0;                                      // of Program::slots
+  int call = 0;                                      // of the slot's chunk
+  int op = 0;                                        // of the call's piece
+  auto operator<=>(const OpPlace&) const = default;  // program order
+};
+// What stands there. Precondition: there is such an operation.
+struct PlacedOp {
+  const Slot& slot;
+  const Call& call;
+  const Piece& piece;
+  const Op& op;
+};
+PlacedOp op_at(const ProgramSet& set, const Program& program, const OpPlace& place);
+// The place of `op`, which the piece of `call` of `slot` holds, all within `program`.
+OpPlace place_of(const Program& program, const Slot& slot, const Call& call, const Piece& piece, const Op& op);
+
 // Gives every workspace tensor of the piece its offset, so that tensors alive at the same time are apart; a tensor lives
 // from its first write to its Free (scratch: during one operation). First fit in program order; 64-byte aligned.
 // Sets workspace_bytes. Asserts that every workspace tensor is written and freed once.

@@ -6,11 +6,13 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "model/program/mesh.h"
 #include "model/program/op.h"
+#include "model/program/program.h"
 #include "model/program/tensor.h"
 #include "model/program/units.h"
 
@@ -20,10 +22,16 @@ namespace meshwright {
 struct Interval {
   Stream stream = Stream::kCompute;
   Seconds begin, end;
-  std::string name;   // "gemm"
-  std::string where;  // "F m2 L7"
-  Bytes bytes;        // sent
+  std::string_view name;  // op_name() of the operation: "gemm"
+  OpPlace place;          // in the program of its stage: who prints it finds layer, weight and microbatch there
+  Bytes bytes;            // sent
   Flops flops;
+};
+
+// A wait of the compute stream, seconds from the step's begin. sim/simulate.h says what is which.
+struct Wait {
+  enum class Kind : std::uint8_t { kBubble, kExposedComm } kind = Kind::kBubble;
+  Seconds begin, end;
 };
 
 // Operation ("all-gather", "send", ...) and group ("tp", "dp", "pp", "pp-ends") to bytes that one rank sends in a step.
@@ -41,7 +49,8 @@ struct RankReport {
   Seconds exposed_comm;            // compute stream waits only for communication
   Seconds bubble;                  // compute stream waits for another stage
   Seconds compute;                 // compute stream works
-  std::vector<Interval> timeline;  // only when asked for
+  std::vector<Interval> timeline;  // only when asked for; in program order
+  std::vector<Wait> waits;         // with the timeline of a prediction: they add up to exposed_comm and bubble
 };
 
 struct StepReport {

@@ -12,6 +12,7 @@
 #include "sim/simulate.h"
 #include "sim/system_cost_model.h"
 #include "tests/planner/problems.h"
+#include "tests/systems.h"
 
 namespace meshwright {
 namespace {

@@ -2,8 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include "reports/run_report.h"
-
 namespace meshwright {
 namespace {
 
@@ -46,26 +44,6 @@ TEST(StepTotals, AGroupThatSendsNothingIsTheSameAsNone) {
   StepTotals a = totals({{0.2}, {stage(0, 1, 1, 0)}}, {1, 1, 1}), b = a;
   b.traffic.clear();
   EXPECT_TRUE(counts_equal(a, b));
-}
-
-TEST(StepLine, ColumnsStandUnderTheirHeadings) {
-  const StepLine line{.step = 7,
-                      .steps = 300,
-                      .loss = 6.5,
-                      .cross_entropy = 6.4,
-                      .balance_loss = 2,
-                      .gradient_norm = 1.25,
-                      .learning_rate = 3e-4,
-                      .tokens_per_s = 12345.6,
-                      .predicted_step_time = {0.2},
-                      .step_time = {0.21},
-                      .peak_memory = {3 << 20}};
-  EXPECT_EQ(
-      step_heading(),
-      "       step      loss  cross-e.   balance  grad norm         lr   tokens/s   pred. ms    step ms   peak MiB");
-  EXPECT_EQ(
-      step_text(line),
-      "      7/300    6.5000    6.4000    2.0000       1.25  3.000e-04     12,346      200.0      210.0        3.0");
 }
 
 }  // namespace

@@ -8,6 +8,8 @@
 #include <map>
 #include <vector>
 
+#include "tests/systems.h"
+
 namespace meshwright {
 namespace {
 

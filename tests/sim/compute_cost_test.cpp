@@ -5,6 +5,8 @@
 #include <cmath>
 #include <string_view>
 
+#include "tests/systems.h"
+
 namespace meshwright {
 namespace {
 

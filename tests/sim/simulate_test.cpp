@@ -136,7 +136,7 @@ TEST(Simulate, ARingOfTwoLetsOneGatherRunAhead) {
   for (const Interval& i : report.ranks[0].timeline)
     if (i.stream == Stream::kDp) gathers.push_back(ps(i.begin));
   EXPECT_EQ(gathers, (std::vector<Time>{0, 300, 1300, 2300}));
-  EXPECT_EQ(report.ranks[0].timeline[1].where, "F0 L0");
+  EXPECT_EQ(report.ranks[0].timeline[1].place, (OpPlace{.slot = 0, .call = 1, .op = 0}));  // layer 0's forward
 }
 
 TEST(Simulate, WithoutOverlapGathersStopTheDevice) {

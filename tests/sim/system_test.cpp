@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "model/input/diagnostics.h"
+#include "tests/systems.h"
 
 namespace meshwright {
 namespace {
@@ -102,7 +103,7 @@ TEST(System, AnImpossibleSliceIsRefusedWithThoseThatExist) {
 }
 
 TEST(System, AnUnknownNameIsRefusedWithThoseThatAreKnown) {
-  EXPECT_THAT(known_systems(), Contains("v4"));
+  EXPECT_THAT(known_systems(REPOSITORY "/configs"), Contains("v4"));
   const auto wrong = what_is_wrong([] { load_system("w4:2x4x4"); });
   ASSERT_EQ(wrong.size(), 1u);
   EXPECT_THAT(wrong[0].allowed, HasSubstr("v4"));

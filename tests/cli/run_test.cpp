@@ -1,0 +1,182 @@
+// What a run leaves behind, and what it says before, while and after it trains.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+#include <thread>
+
+#include "tests/cli/binary.h"
+#include "tests/json_schema.h"
+
+namespace meshwright {
+namespace {
+
+using Json = nlohmann::json;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+const std::string kTwoCores = std::string(TEST_DATA) + "/two_cores.json";
+
+std::string some_text() {
+  std::string text;
+  for (int i = 0; i < 3000; ++i)
+    text += "the quick brown fox " + std::to_string(i * 7919 % 1000) + " jumps over the lazy dog\n";
+  return text;
+}
+
+// One rank, a model of two layers.
+std::vector<std::string> small_run(const std::string& data, const std::vector<std::string>& more,
+                                   const std::string& system = kTwoCores) {
+  return with({"run", kSmall, "--system", system + ":1", "--plan", "1x1x1,microbatches=4", "--data", data, "--set",
+               "model_config.blocks=1", "--set", "model_config.layers_per_block=2", "--set", "model_config.T=32",
+               "--set", "data_config.T=32", "--set", "model_config.vocab_size=512"},
+              more);
+}
+
+std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) lines.push_back(line);
+  return lines;
+}
+
+using Path = std::filesystem::path;
+
+TEST(Record, EachRunHasAFolderOfItsOwnAndOverwritesNone) {
+  const TemporaryFolder folder;
+  const std::string data = folder.write("text.txt", some_text());
+  const Outcome first = meshwright(small_run(data, {"--steps", "3", "--json"}), &folder);
+  ASSERT_EQ(first.code, 0) << first.err;
+  const Path one = folder.path() / "runs/moe-small/0001", two = folder.path() / "runs/moe-small/0002";
+  EXPECT_THAT(first.err, HasSubstr("runs/moe-small/0001"));
+
+  // config.json is the resolved configuration, metrics.jsonl what --json prints, summary.json the last line of it and more.
+  EXPECT_EQ(text_of(one / "config.json"), meshwright(small_run(data, {"--print-config"})).out);
+  const std::vector<std::string> printed = lines_of(first.out), kept = lines_of(text_of(one / "metrics.jsonl"));
+  ASSERT_EQ(printed.size(), 4u);
+  EXPECT_EQ(kept, std::vector<std::string>(printed.begin(), printed.begin() + 3));
+  const Json summary = Json::parse(text_of(one / "summary.json")), last = Json::parse(printed.back());
+  EXPECT_EQ(summary.at("predicted"), last.at("predicted"));
+  EXPECT_EQ(summary.at("counted"), last.at("counted"));
+  EXPECT_EQ(summary.at("steps"), 3);
+  EXPECT_EQ(summary.at("last_loss"), Json::parse(printed[2]).at("loss"));
+  const Json plan = Json::parse(text_of(one / "plan.json"));
+  EXPECT_EQ(plan.at("system"), "two-cores:1");
+  EXPECT_THAT(plan.at("plan").get<std::string>(), HasSubstr("1x1x1"));
+  const JsonSchema schema(Json::parse(text_of(std::string(REPOSITORY) + "/configs/schema/plan.schema.json")));
+  EXPECT_THAT(schema.faults(plan), IsEmpty());
+
+  const std::string before = text_of(one / "metrics.jsonl");
+  ASSERT_EQ(meshwright(small_run(data, {"--steps", "1", "--seed", "9"}), &folder).code, 0);
+  EXPECT_EQ(text_of(one / "metrics.jsonl"), before);
+  EXPECT_EQ(lines_of(text_of(two / "metrics.jsonl")).size(), 1u);
+  EXPECT_EQ(Json::parse(text_of(two / "config.json")).at("seed"), 9);
+}
+
+TEST(Record, ItsCommandRepeatsTheRun) {
+  const TemporaryFolder folder;
+  const std::string data = folder.write("it's a text.txt", some_text());
+  ASSERT_EQ(meshwright(small_run(data, {"--steps", "2", "--set", "name=a.b"}), &folder).code, 0);
+  const Path runs = folder.path() / "runs/a.b";
+  EXPECT_THAT(text_of(runs / "0001/command.txt"), HasSubstr("# commit "));
+  const std::string line = "cd / && MESHWRIGHT_CACHE=" + (folder.path() / "cache").string() + " sh " +
+                           (runs / "0001/command.txt").string() + " >/dev/null 2>&1";
+  ASSERT_EQ(std::system(line.c_str()), 0);
+  const auto losses = [&](const char* run) {
+    std::vector<double> all;
+    for (const std::string& step : lines_of(text_of(runs / run / "metrics.jsonl")))
+      all.push_back(Json::parse(step).at("loss"));
+    return all;
+  };
+  EXPECT_EQ(losses("0001").size(), 2u);
+  EXPECT_EQ(losses("0001"), losses("0002"));
+}
+
+TEST(Record, RunsAtTheSameTimeDoNotShareAFolder) {
+  const TemporaryFolder shared;
+  const std::string data = shared.write("text.txt", some_text());
+  const std::string output = "output_dir=\"" + shared.path().string() + "/runs\"";
+  std::vector<int> codes(2, -1);
+  std::vector<std::thread> runs;
+  for (int i = 0; i < 2; ++i)
+    runs.emplace_back([&, i] {
+      codes[i] = meshwright(small_run(data, {"--steps", "2", "--seed", std::to_string(i), "--set", output})).code;
+    });
+  for (std::thread& run : runs) run.join();
+  EXPECT_EQ(codes, (std::vector<int>{0, 0}));
+  std::set<int> seeds;
+  for (const char* number : {"0001", "0002"}) {
+    const Path run = shared.path() / "runs/moe-small" / number;
+    seeds.insert(Json::parse(text_of(run / "config.json")).at("seed").get<int>());
+    EXPECT_EQ(lines_of(text_of(run / "metrics.jsonl")).size(), 2u);
+    EXPECT_TRUE(std::filesystem::exists(run / "summary.json"));
+  }
+  EXPECT_EQ(seeds, (std::set<int>{0, 1}));
+}
+
+TEST(Record, RehearsalsKeepNone) {
+  const TemporaryFolder folder;
+  const std::string data = folder.write("text.txt", some_text());
+  ASSERT_EQ(meshwright(small_run(data, {"--steps", "1", "--rehearse"}), &folder).code, 0);
+  EXPECT_FALSE(std::filesystem::exists(folder.path() / "runs"));
+}
+
+TEST(Record, AnOutputFolderThatCannotBeIsRefusedBeforeAnyRankStarts) {
+  const TemporaryFolder folder;
+  const std::string data = folder.write("text.txt", some_text());
+  const Outcome outcome = meshwright(small_run(data, {"--steps", "1", "--set", "output_dir=" + data}), &folder);
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.err, HasSubstr("output_dir"));
+  EXPECT_EQ(outcome.out, "");
+}
+
+TEST(StepLines, FitEightyColumnsAndSayMfuAndTimeLeft) {
+  const TemporaryFolder folder;
+  const Outcome outcome = meshwright(small_run(folder.write("text.txt", some_text()), {"--steps", "2"}), &folder);
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  std::size_t heading = 0;
+  const std::vector<std::string> lines = lines_of(outcome.out);
+  while (heading < lines.size() && lines[heading].find("MFU %") == std::string::npos) ++heading;
+  ASSERT_LT(heading + 2, lines.size()) << outcome.out;
+  EXPECT_THAT(lines[heading], HasSubstr("left"));
+  for (std::size_t i = heading; i <= heading + 2; ++i) EXPECT_LE(lines[i].size(), 80u) << lines[i];
+  const Json step = Json::parse(lines_of(text_of(folder.path() / "runs/moe-small/0001/metrics.jsonl")).front());
+  EXPECT_GT(step.at("mfu"), 0);
+  EXPECT_LT(step.at("mfu"), 1);
+  EXPECT_NEAR(step.at("time_left_s"), step.at("step_time_s"), 1e-9);  // of one more step at this pace
+}
+
+TEST(Duration, OfAStepThatTakesMinutesIsSaidBeforeItStarts) {
+  const TemporaryFolder folder;
+  Json slow = Json::parse(text_of(kTwoCores));
+  for (auto& [kind, costs] : slow["compute"]["kinds"].items()) costs["overhead_us"]["value"] = 1e6;  // hundreds of them
+  const Outcome outcome = meshwright(
+      small_run(folder.write("text.txt", some_text()), {"--steps", "1"}, folder.write("slow.json", slow.dump())),
+      &folder);
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_THAT(outcome.err, HasSubstr("a step is predicted to take"));
+  EXPECT_THAT(outcome.err, HasSubstr(" min"));
+}
+
+TEST(Apart, SaysWhatTheMachineDoesNowWhereItWasCalibratedSlower) {
+  const TemporaryFolder folder;
+  Json slow = Json::parse(text_of(kTwoCores));
+  for (auto& [kind, costs] : slow["compute"]["kinds"].items())
+    if (costs.contains("flops_per_s"))
+      for (Json& point : costs["flops_per_s"]["f32"]["points"])
+        point["flops_per_s"] = point["flops_per_s"].get<double>() * 1e-4;
+  const Outcome outcome = meshwright(small_run(folder.write("text.txt", some_text()), {"--steps", "3", "--json"},
+                                               folder.write("slow.json", slow.dump())),
+                                     &folder);
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const Json last = Json::parse(lines_of(outcome.out).back());
+  ASSERT_TRUE(last.contains("why_apart")) << last;
+  EXPECT_THAT(last.at("why_apart").dump(), HasSubstr("calibrated at 0 GFLOP/s of matrix products a rank, "));
+  EXPECT_THAT(last.at("why_apart").dump(), HasSubstr(" now"));
+}
+
+}  // namespace
+}  // namespace meshwright
