@@ -9,11 +9,13 @@
 #include <cstdio>
 #include <iostream>
 
+#include "cli/terminal.h"
 #include "executor/data/cache.h"
 #include "executor/launch/launcher.h"
 #include "model/input/content_key.h"
 #include "planner/system_evaluator.h"
 #include "reports/figures.h"
+#include "reports/text.h"
 
 namespace meshwright {
 
@@ -37,6 +39,19 @@ void add_system_options(CLI::App& command, SystemOptions& options) {
   command.add_option("--db", options.database, "Database of searches and runs")
       ->type_name("FILE")
       ->capture_default_str();
+  const auto is_share = [](const std::string& text) -> std::string {
+    double share = 0;
+    return CLI::detail::lexical_cast(text, share) && share > 0 && share <= 1
+               ? ""
+               : fmt::format("{}: allowed: a number above 0 and at most 1, a share of the usable memory", text);
+  };
+  command
+      .add_option(
+          "--headroom", options.headroom,
+          "A plan that needs more of the usable memory gives way to one that needs less and is within 1 % of it")
+      ->type_name("SHARE")
+      ->capture_default_str()
+      ->check(CLI::Validator(is_share, ""));
 }
 
 void add_plan_option(CLI::App& command, std::string& plan, const std::string& meaning) {
@@ -48,7 +63,7 @@ void add_plan_option(CLI::App& command, std::string& plan, const std::string& me
 void log_info(const std::string& line) { spdlog::info("{}", line); }
 void log_warning(const std::string& line) { spdlog::warn("{}", line); }
 
-ProgressLine::ProgressLine() : visible_(isatty(STDERR_FILENO) != 0) {}
+ProgressLine::ProgressLine() : visible_(is_interactive(STDERR_FILENO)) {}
 
 ProgressLine::~ProgressLine() {
   if (visible_) std::fputs("\r\x1b[K", stderr);
@@ -56,7 +71,7 @@ ProgressLine::~ProgressLine() {
 
 void ProgressLine::show(const std::string& text) {
   if (!visible_) return;
-  std::fprintf(stderr, "\r\x1b[K%s", text.c_str());
+  std::fprintf(stderr, "\r\x1b[K%s", truncated(text, overwritable_columns(STDERR_FILENO)).c_str());
   std::fflush(stderr);
 }
 
@@ -132,9 +147,9 @@ std::int64_t search_and_store(const TrainingConfig& config, const System& system
     result = search(
         problem, machine(system, compute), {.progress = [&](const SearchProgress& p) {
           line.show(fmt::format(
-              "{} of {} plans, {} too large{}", p.evaluated, p.total, p.too_large,
-              p.best ? fmt::format("; best {} ms: {}", milliseconds({p.best->step_time_s}), to_text(p.best->plan))
-                     : ""));
+              "{} of {} plans, {} too large{}", with_commas(p.evaluated), with_commas(p.total),
+              with_commas(p.too_large),
+              p.best ? fmt::format("; best {}: {}", seconds_text(p.best->step_time_s), to_text(p.best->plan)) : ""));
         }});
   }
   return store.save(search_key(config, system), result);
@@ -142,21 +157,23 @@ std::int64_t search_and_store(const TrainingConfig& config, const System& system
 
 namespace {
 
-ChosenPlan best_plan(bool runnable_only, const TrainingConfig& config, const System& system, Store& store) {
+ChosenPlan best_plan(bool runnable_only, const TrainingConfig& config, const System& system, Store& store,
+                     double headroom) {
   std::optional<std::int64_t> search = store.latest(search_key(config, system));
   if (!search) {
     log_info(fmt::format("no search of {} on {} is stored: searching first", config.name, system.name));
     SearchResult result;
     search = search_and_store(config, system, store, result);
   }
-  const auto best = store.best(*search);
-  const auto chosen = runnable_only ? store.best_runnable(*search) : best;
+  const SearchResult result = store.search(*search)->result;
+  const PlanResult* best = preferred(result, system.usable_memory, headroom);
+  const PlanResult* chosen = preferred(result, system.usable_memory, headroom, runnable_only);
   if (!chosen) return {.none_fits = true};
-  if (chosen->id != best->id) {
-    log_warning(fmt::format("passed over {} ({} ms a step): {}", to_text(best->result.plan),
-                            milliseconds({best->result.step_time_s}), best->result.not_runnable));
+  if (chosen != best) {
+    log_warning(fmt::format("passed over {} ({} a step): {}", to_text(best->plan), seconds_text(best->step_time_s),
+                            best->not_runnable));
   }
-  return {chosen->result.plan, chosen->id};
+  return {chosen->plan, store.find(*search, chosen->plan)->id};
 }
 
 ChosenPlan stored_plan(std::int64_t id, const TrainingConfig& config, const System& system,
@@ -196,10 +213,10 @@ void refuse_illegal(const Plan& plan, const TrainingConfig& config, const System
 }  // namespace
 
 ChosenPlan choose_plan(const std::string& text, bool runnable_only, const TrainingConfig& config, const System& system,
-                       const std::filesystem::path& database) {
+                       const std::filesystem::path& database, double headroom) {
   if (text == "best") {
     Store store(database);
-    return best_plan(runnable_only, config, system, store);
+    return best_plan(runnable_only, config, system, store, headroom);
   }
   const bool is_id = !text.empty() && text.size() <= 18 &&
                      std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });

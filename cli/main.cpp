@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "executor/launch/launcher.h"
 #include "executor/launch/mpi_session.h"
 #include "model/input/json_reader.h"
@@ -47,7 +49,8 @@ std::optional<std::string> unknown_command(const CLI::App& app, int argc, char**
 }
 
 int main(int argc, char** argv) {
-  spdlog::set_default_logger(spdlog::stderr_color_mt("meshwright"));
+  spdlog::set_default_logger(spdlog::stderr_color_mt(
+      "meshwright", wants_colour(STDERR_FILENO) ? spdlog::color_mode::always : spdlog::color_mode::never));
   spdlog::set_pattern("%^%l%$: %v");
 
   CLI::App app{"Finds the parallel plan to train a transformer with, says how fast it will be, and runs it.",

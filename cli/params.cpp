@@ -1,8 +1,11 @@
 // meshwright params: what a model holds and multiplies.
+#include <unistd.h>
+
 #include <iostream>
 #include <memory>
 
 #include "cli/inputs.h"
+#include "cli/terminal.h"
 #include "reports/params_report.h"
 
 namespace meshwright {
@@ -22,7 +25,8 @@ void add_params(CLI::App& app, Invocation& invocation) {
       if (options->json)
         std::cout << params_json(config.model, config.sequence_length, config.sequences_per_step()).dump(2) << '\n';
       else
-        std::cout << params_report(config.model, config.sequence_length, config.sequences_per_step());
+        std::cout << params_report(config.model, config.sequence_length, config.sequences_per_step(),
+                                   columns(STDOUT_FILENO));
       return kDone;
     };
   });

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <memory>
@@ -13,6 +14,7 @@
 
 #include "cli/inputs.h"
 #include "cli/rehearsal.h"
+#include "cli/terminal.h"
 #include "executor/comm/rank_0_first.h"
 #include "executor/data/batches.h"
 #include "executor/data/cache.h"
@@ -99,6 +101,8 @@ int start_ranks(const Options& options, const TrainingConfig& config, const Syst
   if (options.config.json) add({"--json"});
   if (chosen.id) add({"--stored-plan", fmt::format("{}", *chosen.id)});
   if (!options.rehearse) keep_record(config, plan, system.name);
+  // The ranks write into mpirun's pipes, and don't see the window.
+  setenv("COLUMNS", fmt::format("{}", columns(STDOUT_FILENO)).c_str(), 1);
   return run_ranks(ranks, command);
 }
 
@@ -138,7 +142,8 @@ bool summarise(const Options& options, const Plan& plan, const ProgramSet& set, 
                              (summary.last_loss / summary.first_loss - 1) * 100, steps);
     std::cout << fmt::format("\nPredicted against counted{}\n",
                              options.rehearse ? ", of the program at reduced size" : "")
-              << comparison_report(predicted, counted, options.rehearse ? Times::kLeaveOut : Times::kCompare)
+              << comparison_report(predicted, counted, columns(STDOUT_FILENO),
+                                   options.rehearse ? Times::kLeaveOut : Times::kCompare)
               << (counts_equal(predicted, counted) ? "All counts are equal" : "The counts differ")
               << " (FLOPs at the rows that were routed).\n";
   }
@@ -167,7 +172,8 @@ int run_rank(Options options, const Invocation& invocation) {
   }
   const System system = load_any_system(options.system.system, invocation);
   const std::string chosen = mpi.from_rank_0([&]() -> std::string {
-    const ChosenPlan plan = choose_plan(options.plan, true, published, system, options.system.database);
+    const ChosenPlan plan =
+        choose_plan(options.plan, true, published, system, options.system.database, options.system.headroom);
     if (plan.none_fits) return "";
     if (!options.stored_plan) options.stored_plan = plan.id;
     return to_text(plan.plan);
@@ -259,7 +265,8 @@ int run(const Options& options, const Invocation& invocation) {
   if (print_config(options.config, config)) return kDone;
   const System system = load_any_system(options.system.system, invocation);
   require_dtype(system, DType::kF32);
-  const ChosenPlan chosen = choose_plan(options.plan, true, config, system, options.system.database);
+  const ChosenPlan chosen =
+      choose_plan(options.plan, true, config, system, options.system.database, options.system.headroom);
   if (chosen.none_fits) {
     log_warning(
         fmt::format("no plan of {} fits on {}: `meshwright search` says by how much", config.name, system.name));

@@ -2,11 +2,13 @@
 #include "sim/simulate.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <iostream>
 #include <memory>
 
 #include "cli/inputs.h"
+#include "cli/terminal.h"
 #include "model/program/check.h"
 #include "model/program/verifier.h"
 #include "planner/system_evaluator.h"
@@ -31,7 +33,8 @@ int run(const Options& options, const Invocation& invocation) {
   const TrainingConfig config = load_config(options.config);
   if (print_config(options.config, config)) return kDone;
   const System system = load_any_system(options.system.system, invocation);
-  const ChosenPlan chosen = choose_plan(options.plan, false, config, system, options.system.database);
+  const ChosenPlan chosen =
+      choose_plan(options.plan, false, config, system, options.system.database, options.system.headroom);
   if (chosen.none_fits) {
     log_warning(
         fmt::format("no plan of {} fits on {}: `meshwright search` says by how much", config.name, system.name));
@@ -49,7 +52,7 @@ int run(const Options& options, const Invocation& invocation) {
     if (options.config.json)
       std::cout << to_json(all).dump(2) << '\n';
     else
-      std::cout << shardings_report(all);
+      std::cout << shardings_report(all, columns(STDOUT_FILENO));
     return kDone;
   }
   const Prediction prediction{simulate(programs, cost, {.timeline = true}), cost.mapping().describe()};
@@ -71,7 +74,7 @@ int run(const Options& options, const Invocation& invocation) {
   if (options.config.json)
     std::cout << plan_json(result, prediction, heading).dump(2) << '\n';
   else
-    std::cout << plan_report(result, prediction, heading);
+    std::cout << plan_report(result, prediction, heading, columns(STDOUT_FILENO));
   if (result.peak_memory_bytes <= system.usable_memory.value) return kDone;
   log_warning(fmt::format("the plan does not fit: {} GiB too many",
                           gib({result.peak_memory_bytes - system.usable_memory.value})));
