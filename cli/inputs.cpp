@@ -46,9 +46,8 @@ void add_system_options(CLI::App& command, SystemOptions& options) {
                : fmt::format("{}: allowed: a number above 0 and at most 1, a share of the usable memory", text);
   };
   command
-      .add_option(
-          "--headroom", options.headroom,
-          "A plan that needs more of the usable memory gives way to one that needs less and is within 1 % of it")
+      .add_option("--headroom", options.headroom,
+                  "Of the usable memory: a plan that needs more gives way to a roomier one within 1 %")
       ->type_name("SHARE")
       ->capture_default_str()
       ->check(CLI::Validator(is_share, ""));

@@ -64,8 +64,7 @@ std::string stages_table(const PlanResult& result, const StepReport& report, int
 std::string memory_table(const StepReport& report, int columns) {
   std::vector<Column> classes{{"stage"}};
   for (const std::string_view c : kMemoryClassNames) {
-    // The longest names in two lines: "para-" above "meters".
-    const std::size_t half = c.size() > 8 ? c.size() - 6 : 0;
+    const std::size_t half = c.size() > 9 ? c.size() / 2 : 0;  // long names in two lines: "param-" above "eters"
     classes.push_back(
         {std::string(c), Align::kRight, half ? fmt::format("{}-\n{}", c.substr(0, half), c.substr(half)) : ""});
   }
@@ -154,7 +153,8 @@ std::string plan_report(const PlanResult& result, const Prediction& prediction, 
   text += '\n' + line("Sent in a step") + traffic_table(report, result.plan.mesh, columns);
   const bool has_timeline =
       std::any_of(report.ranks.begin(), report.ranks.end(), [](const auto& r) { return !r.timeline.empty(); });
-  if (has_timeline) text += '\n' + line("Where the time of a device goes, mean over stages") + time_table(report, columns);
+  if (has_timeline)
+    text += '\n' + line("Where the time of a device goes, mean over stages") + time_table(report, columns);
   return text;
 }
 

@@ -122,8 +122,8 @@ std::string plans_table(const SearchResult& result, const std::vector<Row>& rows
                {"mesh\ndp x pp x tp", Align::kLeft, "mesh"},
                {"ZeRO\nstage", Align::kRight, "ZeRO"},
                {"micro-\nbatches", Align::kRight, "mb"},
-               {"schedule", Align::kLeft, "sched-\nule"},
-               {"recompute", Align::kLeft, "re-\ncomp"},
+               {"schedule", Align::kLeft, "sched"},
+               {"recompute", Align::kLeft, "recomp"},
                {fmt::format("step\n{}", scale.unit)},
                {"time\n/ best", Align::kRight, "", 0, 3},
                {"tokens/s", Align::kRight, "", 0, 4},
@@ -131,7 +131,7 @@ std::string plans_table(const SearchResult& result, const std::vector<Row>& rows
                {any_tight ? "peak GiB \nper device " : "peak GiB\nper device", Align::kRight,
                 any_tight ? "mem \nGiB " : "mem\nGiB"},
                {"exposed\ncomm %", Align::kRight, "comm\n%", 0, 1},
-               {"bubble\n%", Align::kRight, "bub-\nble %", 0, 2},
+               {"bubble\n%", Align::kRight, "bubl\n%", 0, 2},
                {"", Align::kLeft, "", 16, 5}});
   const auto add = [&](const Row& row) {
     const PlanResult& p = *row.plan;
@@ -198,10 +198,10 @@ std::string search_report(const SearchResult& result, const SearchHeading& headi
                           int columns) {
   const auto count = [](std::size_t n) { return with_commas(static_cast<std::int64_t>(n)); };
   const auto line = [&](const std::string& sentence) { return paragraph(sentence, columns, 2); };
-  std::string text =
-      line(fmt::format("{} on {}, {} devices: batch {} x {} = {} tokens", heading.config, heading.system,
-                       with_commas(heading.devices), with_commas(heading.sequences),
-                       with_commas(heading.sequence_length), with_commas(heading.sequences * heading.sequence_length)));
+  std::string text = line(fmt::format("{} on {}, {} {}: batch {} x {} = {} tokens", heading.config, heading.system,
+                                      with_commas(heading.devices), heading.devices == 1 ? "device" : "devices",
+                                      with_commas(heading.sequences), with_commas(heading.sequence_length),
+                                      with_commas(heading.sequences * heading.sequence_length)));
   text += line(fmt::format("{} of {} legal plans fit in {} GiB, found in {}", count(result.plans.size()),
                            with_commas(result.evaluated), gib(heading.usable_memory), seconds_text(result.elapsed_s)));
   const SearchResult shown = view.where.empty() ? result : matching(result, view.where);

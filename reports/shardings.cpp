@@ -264,13 +264,13 @@ std::string shardings_report(const Shardings& s, int columns) {
   const std::vector<Line> lines = merged(s.tensors);
   for (const Section& section : kSections) {
     const bool one_role = section.first == section.last;  // which the title says
-    Table table({{"tensor", Align::kLeft, "", 16},
-                 {one_role ? "" : "what", Align::kLeft},
+    Table table({{"tensor", Align::kLeft, "", 20},
+                 {one_role ? "" : "what", Align::kLeft, "", 8},
                  {"global shape", Align::kLeft, "", 0, 2},
                  {"dp", Align::kLeft},
                  {"pp: stage", Align::kLeft, "stage", 8},
                  {"tp", Align::kLeft},
-                 {"local shape", Align::kLeft, "", 8},
+                 {"local shape", Align::kLeft},
                  {"dtype", Align::kLeft, "", 0, 1},
                  {"bytes of each", Align::kRight, "bytes"}});
     for (const Line& line : lines) {

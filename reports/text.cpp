@@ -46,7 +46,7 @@ std::size_t fitting(std::string_view text, int columns) {
 
 // Where to break a word of which `most` bytes fit: behind the last sign that parts it, if there is one in its second half.
 std::size_t break_in_word(std::string_view word, std::size_t most) {
-  const std::size_t sign = word.substr(0, most).find_last_of(",./-_:;=");
+  const std::size_t sign = word.substr(0, most).find_last_of(",./_:;=");
   return sign != std::string_view::npos && sign >= most / 2 ? sign + 1 : most;
 }
 
@@ -66,7 +66,7 @@ std::string truncated(std::string_view text, int columns) {
 
 std::vector<std::string> wrapped(std::string_view text, int columns, int hanging) {
   check(columns >= 1, "text wrapped into {} columns", columns);
-  const std::string margin(static_cast<std::size_t>(std::clamp(hanging, 0, columns / 2)), ' ');
+  const std::string margin(static_cast<std::size_t>(std::clamp(hanging, 0, std::max(0, columns / 2 - 1))), ' ');
   std::vector<std::string> lines(1);
   bool empty = true;  // the last line, but for its margin
   const auto new_line = [&] {

@@ -14,7 +14,7 @@ int display_width(std::string_view text);
 // The text, or so much of its beginning as fits in `columns` with a "…" behind it. Of 0 columns or fewer: nothing.
 std::string truncated(std::string_view text, int columns);
 
-// Lines of at most `columns` columns: broken at spaces, inside words that are longer than a line behind one of , . / - _ : ; =
+// Lines of at most `columns` columns: broken at spaces, inside words that are longer than a line behind one of , . / _ : ; =
 // or, where there is none, anywhere between characters. Lines after the first begin with `hanging` spaces (fewer where
 // these would leave no room). Precondition: columns >= 1; a character of two columns in a line of one stands out.
 std::vector<std::string> wrapped(std::string_view text, int columns, int hanging = 0);
