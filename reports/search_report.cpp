@@ -69,7 +69,9 @@ struct Row {
   const PlanResult* plan = nullptr;
   const PlanResult* twin = nullptr;
 
-  bool shows(const Plan& other) const { return plan->plan == other || (twin && twin->plan == other); }
+  bool shows(const std::optional<Standing>& of) const {
+    return of && (plan->plan == of->plan || (twin && twin->plan == of->plan));
+  }
 };
 
 // Precondition: `plan` is one of the result's.
@@ -105,17 +107,18 @@ std::vector<Row> rows_of_meshes(const SearchResult& result, const PlanResult& fi
   return rows;
 }
 
-// The rows as a table; `published` below a rule if it is given.
-std::string plans_table(const SearchResult& result, const std::vector<Row>& rows, const std::optional<Row>& published,
+// The rows as a table; the one of the published plan below a rule, if it is given.
+std::string plans_table(const SearchResult& result, const std::vector<Row>& rows,
+                        const std::optional<Row>& published_row, const std::optional<Standing>& published,
                         const SearchHeading& heading, double headroom, int columns) {
   std::vector<Row> all = rows;
-  if (published) all.push_back(*published);
+  if (published_row) all.push_back(*published_row);
   std::vector<double> times;
   bool any_tight = false, any_marked = false;
   for (const Row& row : all) {
     times.push_back(row.plan->step_time_s);
     any_tight |= is_tight(*row.plan, heading.usable_memory, headroom);
-    any_marked |= row.shows(heading.published) || !row.plan->runnable;
+    any_marked |= row.shows(published) || !row.plan->runnable;
   }
   const TimeScale scale = time_scale(times);
   Table table({{any_marked ? "  id" : "id", Align::kLeft},
@@ -135,7 +138,7 @@ std::string plans_table(const SearchResult& result, const std::vector<Row>& rows
                {"", Align::kLeft, "", 16, 5}});
   const auto add = [&](const Row& row) {
     const PlanResult& p = *row.plan;
-    const bool is_published = row.shows(heading.published);
+    const bool is_published = row.shows(published);
     const bool tight = is_tight(p, heading.usable_memory, headroom);
     const std::string marks = !any_marked ? "" : fmt::format("{}{}", is_published ? "▶" : " ", p.runnable ? " " : "×");
     table.add_row({marks + plan_id(p.plan), to_string(p.plan.mesh), fmt::format("{}", p.plan.fsdp),
@@ -151,9 +154,9 @@ std::string plans_table(const SearchResult& result, const std::vector<Row>& rows
                                p.runnable ? "" : "not runnable yet")});
   };
   for (const Row& row : rows) add(row);
-  if (published) {
+  if (published_row) {
     table.add_rule();
-    add(*published);
+    add(*published_row);
   }
   return table.render_within(columns);
 }
@@ -165,8 +168,8 @@ std::string percent_of(Bytes part, Bytes whole) {
 std::string ratio(double time, double to) { return fmt::format("{:.2f} x", time / to); }
 
 // What the published plan takes, and what its mesh could do.
-std::string published_sentence(const SearchResult& result, const SearchHeading& heading, double headroom) {
-  const std::optional<Standing> at = standing(result, heading.published);
+std::string published_sentence(const SearchResult& result, const std::optional<Standing>& at,
+                               const SearchHeading& heading, double headroom) {
   const std::string text = to_text(heading.published);
   if (!at) {
     return heading.published.mesh.ranks() == heading.devices
@@ -185,7 +188,7 @@ std::string published_sentence(const SearchResult& result, const SearchHeading& 
   }
   const PlanResult* best = preferred(result, heading.usable_memory, headroom, false, heading.published.mesh);
   if (!best) return sentence;
-  if (at->rank && row_of(result, *best).shows(heading.published)) return sentence + " It is the best of its mesh.";
+  if (at->rank && row_of(result, *best).shows(at)) return sentence + " It is the best of its mesh.";
   return fmt::format(
       "{} Its mesh {} can do {}{}: {}, {}.", sentence, to_string(best->plan.mesh), seconds_text(best->step_time_s),
       at->rank ? fmt::format(" ({})", ratio(best->step_time_s, result.plans[*at->rank - 1].step_time_s)) : "",
@@ -206,8 +209,9 @@ std::string search_report(const SearchResult& result, const SearchHeading& headi
                            with_commas(result.evaluated), gib(heading.usable_memory), seconds_text(result.elapsed_s)));
   const SearchResult shown = view.where.empty() ? result : matching(result, view.where);
   const PlanResult* first = preferred(shown, heading.usable_memory, view.headroom);
+  const std::optional<Standing> published = standing(result, heading.published);
   if (result.plans.empty()) {
-    text += "\nNo plan fits.\n" + line(published_sentence(result, heading, view.headroom));
+    text += "\nNo plan fits.\n" + line(published_sentence(result, published, heading, view.headroom));
   } else if (!first) {
     text += '\n' + line(fmt::format("No plan that fits matches {}.", view.where.text()));
   } else {
@@ -215,17 +219,18 @@ std::string search_report(const SearchResult& result, const SearchHeading& headi
     constexpr std::size_t kUsualRows = 10;
     const std::size_t found = rows.size(), most = std::min(found, view.top.value_or(view.all ? found : kUsualRows));
     rows.resize(most);
-    const auto shows_published = [&](const Row& row) { return row.shows(heading.published); };
-    std::optional<Row> published;
-    const auto at = std::ranges::find(shown.plans, heading.published, &PlanResult::plan);
-    if (at != shown.plans.end() && std::ranges::none_of(rows, shows_published)) published = row_of(shown, *at);
+    std::optional<Row> published_row;
+    if (published && std::ranges::none_of(rows, [&](const Row& row) { return row.shows(published); })) {
+      const auto at = std::ranges::find(shown.plans, published->plan, &PlanResult::plan);
+      if (at != shown.plans.end()) published_row = row_of(shown, *at);
+    }
 
     std::string title = view.all ? "Plans" : "The best plan of each mesh";
     if (!view.where.empty()) title += fmt::format(" with {}", view.where.text());
     if (most < found) title += fmt::format(", {} of {} (--top)", count(most), count(found));
     text += line(title + (view.all ? ":" : "; --all for every plan:"));
-    text += '\n' + plans_table(result, rows, published, heading, view.headroom, columns) + '\n';
-    text += line(published_sentence(result, heading, view.headroom));
+    text += '\n' + plans_table(result, rows, published_row, published, heading, view.headroom, columns) + '\n';
+    text += line(published_sentence(result, published, heading, view.headroom));
 
     const PlanResult& fastest = shown.plans.front();
     if (first != &fastest)
@@ -233,7 +238,7 @@ std::string search_report(const SearchResult& result, const SearchHeading& headi
                                plan_id(first->plan), plan_id(fastest.plan),
                                (1 - fastest.step_time_s / first->step_time_s) * 100,
                                percent_of({fastest.peak_memory_bytes}, heading.usable_memory)));
-    if (published) rows.push_back(*published);
+    if (published_row) rows.push_back(*published_row);
     if (std::ranges::any_of(rows,
                             [&](const Row& row) { return is_tight(*row.plan, heading.usable_memory, view.headroom); }))
       text += line(fmt::format("! takes more than {:g} % of the usable memory (--headroom).", view.headroom * 100));
