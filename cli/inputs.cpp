@@ -9,12 +9,14 @@
 #include <cstdio>
 
 #include "cli/configs.h"
+#include "cli/terminal.h"
 #include "executor/data/cache.h"
 #include "executor/launch/launcher.h"
 #include "executor/launch/output.h"
 #include "model/input/content_key.h"
 #include "planner/system_evaluator.h"
 #include "reports/figures.h"
+#include "reports/text.h"
 
 namespace meshwright {
 
@@ -38,6 +40,18 @@ void add_system_options(CLI::App& command, SystemOptions& options) {
   command.add_option("--db", options.database, "Database of searches and runs")
       ->type_name("FILE")
       ->capture_default_str();
+  const auto is_share = [](const std::string& text) -> std::string {
+    double share = 0;
+    return CLI::detail::lexical_cast(text, share) && share > 0 && share <= 1
+               ? ""
+               : fmt::format("{}: allowed: a number above 0 and at most 1, a share of the usable memory", text);
+  };
+  command
+      .add_option("--headroom", options.headroom,
+                  "Of the usable memory: a plan that needs more gives way to a roomier one within 1 %")
+      ->type_name("SHARE")
+      ->capture_default_str()
+      ->check(CLI::Validator(is_share, ""));
 }
 
 void add_plan_option(CLI::App& command, std::string& plan, const std::string& meaning) {
@@ -49,7 +63,7 @@ void add_plan_option(CLI::App& command, std::string& plan, const std::string& me
 void log_info(const std::string& line) { spdlog::info("{}", line); }
 void log_warning(const std::string& line) { spdlog::warn("{}", line); }
 
-ProgressLine::ProgressLine() : visible_(isatty(STDERR_FILENO) != 0) {}
+ProgressLine::ProgressLine() : visible_(is_interactive(STDERR_FILENO)) {}
 
 ProgressLine::~ProgressLine() {
   if (visible_) std::fputs("\r\x1b[K", stderr);
@@ -57,7 +71,7 @@ ProgressLine::~ProgressLine() {
 
 void ProgressLine::show(const std::string& text) {
   if (!visible_) return;
-  std::fprintf(stderr, "\r\x1b[K%s", text.c_str());
+  std::fprintf(stderr, "\r\x1b[K%s", truncated(text, overwritable_columns(STDERR_FILENO)).c_str());
   std::fflush(stderr);
 }
 
@@ -145,40 +159,41 @@ SearchResult search_plans(const TrainingConfig& config, const System& system) {
   return search(
       problem, machine(system, compute), {.progress = [&](const SearchProgress& p) {
         line.show(fmt::format(
-            "{} of {} plans, {} too large{}", p.evaluated, p.total, p.too_large,
-            p.best ? fmt::format("; best {} ms: {}", milliseconds({p.best->step_time_s}), to_text(p.best->plan)) : ""));
+            "{} of {} plans, {} too large{}", with_commas(p.evaluated), with_commas(p.total), with_commas(p.too_large),
+            p.best ? fmt::format("; best {}: {}", seconds_text(p.best->step_time_s), to_text(p.best->plan)) : ""));
       }});
 }
 
 namespace {
 
-// `id`: where `chosen` is stored. nullptr: none fits.
-ChosenPlan passing_over(const PlanResult* best, const PlanResult* chosen, std::optional<std::int64_t> id) {
+// `result`: of the search of that id in the store; none: it could not be stored.
+ChosenPlan best_of(const SearchResult& result, std::optional<std::int64_t> search, const Store& store,
+                   bool runnable_only, const System& system, double headroom) {
+  const PlanResult* best = preferred(result, system.usable_memory, headroom);
+  const PlanResult* chosen = preferred(result, system.usable_memory, headroom, runnable_only);
   if (!chosen) return {.none_fits = true};
-  if (chosen->plan != best->plan) {
-    log_warning(fmt::format("passed over {} ({} ms a step): {}", to_text(best->plan), milliseconds({best->step_time_s}),
+  if (chosen != best)
+    log_warning(fmt::format("passed over {} ({} a step): {}", to_text(best->plan), seconds_text(best->step_time_s),
                             best->not_runnable));
-  }
-  return {chosen->plan, id};
+  ChosenPlan plan{chosen->plan, std::nullopt};
+  if (search) plan.id = store.find(*search, chosen->plan)->id;
+  return plan;
 }
 
-ChosenPlan best_plan(bool runnable_only, const TrainingConfig& config, const System& system, Store& store) {
+ChosenPlan best_plan(bool runnable_only, const TrainingConfig& config, const System& system, Store& store,
+                     double headroom) {
   const SearchKey key = search_key(config, system);
-  std::optional<std::int64_t> search = store.latest(key);
-  if (!search) {
-    log_info(fmt::format("no search of {} on {} is stored: searching first", config.name, system.name));
-    const SearchResult result = search_plans(config, system);
-    try {
-      search = store.save(key, result);
-    } catch (const InputError& error) {  // its answer is good all the same
-      log_warning(fmt::format("the search is not stored: {}", error.what()));
-      return passing_over(result.best(), runnable_only ? result.best_runnable() : result.best(), std::nullopt);
-    }
+  if (const std::optional<std::int64_t> search = store.latest(key))
+    return best_of(store.search(*search)->result, search, store, runnable_only, system, headroom);
+  log_info(fmt::format("no search of {} on {} is stored: searching first", config.name, system.name));
+  const SearchResult result = search_plans(config, system);
+  std::optional<std::int64_t> search;
+  try {
+    search = store.save(key, result);
+  } catch (const InputError& error) {  // its answer is good all the same
+    log_warning(fmt::format("the search is not stored: {}", error.what()));
   }
-  const auto best = store.best(*search);
-  const auto chosen = runnable_only ? store.best_runnable(*search) : best;
-  if (!chosen) return {.none_fits = true};
-  return passing_over(&best->result, &chosen->result, chosen->id);
+  return best_of(result, search, store, runnable_only, system, headroom);
 }
 
 ChosenPlan stored_plan(std::int64_t id, const TrainingConfig& config, const System& system,
@@ -218,10 +233,10 @@ void refuse_illegal(const Plan& plan, const TrainingConfig& config, const System
 }  // namespace
 
 ChosenPlan choose_plan(const std::string& text, bool runnable_only, const TrainingConfig& config, const System& system,
-                       const std::filesystem::path& database) {
+                       const std::filesystem::path& database, double headroom) {
   if (text == "best") {
     Store store(database, Store::Access::kWriteIfPossible);
-    return best_plan(runnable_only, config, system, store);
+    return best_plan(runnable_only, config, system, store, headroom);
   }
   const bool is_id = !text.empty() && text.size() <= 18 &&
                      std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });

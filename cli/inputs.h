@@ -31,6 +31,7 @@ void add_config_options(CLI::App& command, ConfigOptions& options);
 struct SystemOptions {
   std::string system;
   std::string database = "meshwright.db";
+  double headroom = kHeadroom;  // see preferred() of planner/search.h
 };
 void add_system_options(CLI::App& command, SystemOptions& options);
 void add_plan_option(CLI::App& command, std::string& plan, const std::string& meaning);
@@ -41,7 +42,7 @@ void add_plan_option(CLI::App& command, std::string& plan, const std::string& me
 void log_info(const std::string& line);
 void log_warning(const std::string& line);
 
-// A line on stderr that is written over and over. Silent unless stderr is a terminal.
+// A line on stderr that is written over and over, cut where it would wrap. Silent unless stderr is a terminal.
 class ProgressLine {
  public:
   ProgressLine();
@@ -93,11 +94,12 @@ struct ChosenPlan {
   bool none_fits = false;          // then `plan` means nothing
 };
 
-// `text`: "best" (the newest stored search of this question answers, or a new one: with a warning also where it can't be
-// stored), the id of a stored plan, "published", or a plan. `runnable_only`: best is the best that can be run; what it passes over is logged.
+// `text`: "best" (of the newest stored search of this question, or of a new one, with a warning where it can't be stored; see
+// preferred()), the id of a stored plan, "published", or a plan. `runnable_only`: best is the best that can be run; what it
+// passes over is logged.
 // Throws InputError: an id that is not there or of another question, a plan that is illegal or of another size than the
 // system.
 ChosenPlan choose_plan(const std::string& text, bool runnable_only, const TrainingConfig& config, const System& system,
-                       const std::filesystem::path& database);
+                       const std::filesystem::path& database, double headroom = kHeadroom);
 
 }  // namespace meshwright

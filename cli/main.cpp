@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "cli/version.h"
 #include "executor/diverged.h"
 #include "executor/launch/launcher.h"
@@ -66,7 +68,8 @@ int help(const CLI::App& app, const CLI::ParseError& error) {
 int main(int argc, char** argv) {
   keep_standard_streams();
   std::signal(SIGXFSZ, SIG_IGN);  // a write beyond a limit (ulimit -f) then fails, and that can be said
-  spdlog::set_default_logger(spdlog::stderr_color_mt("meshwright"));
+  spdlog::set_default_logger(spdlog::stderr_color_mt(
+      "meshwright", wants_colour(STDERR_FILENO) ? spdlog::color_mode::always : spdlog::color_mode::never));
   spdlog::set_pattern("%^%l%$: %v");
 
   CLI::App app{"Finds the parallel plan to train a transformer with, says how fast it will be, and runs it.",

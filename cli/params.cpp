@@ -1,7 +1,10 @@
 // meshwright params: what a model holds and multiplies.
+#include <unistd.h>
+
 #include <memory>
 
 #include "cli/inputs.h"
+#include "cli/terminal.h"
 #include "executor/launch/output.h"
 #include "reports/params_report.h"
 
@@ -22,7 +25,7 @@ void add_params(CLI::App& app, Invocation& invocation) {
       if (options->json)
         print(params_json(config.model, config.sequence_length, config.sequences_per_step()).dump(2) + '\n');
       else
-        print(params_report(config.model, config.sequence_length, config.sequences_per_step()));
+        print(params_report(config.model, config.sequence_length, config.sequences_per_step(), columns(STDOUT_FILENO)));
       return kDone;
     };
   });

@@ -239,7 +239,8 @@ bool summarise(const Options& options, const Plan& plan, const ProgramSet& set, 
         fmt::format("\nPredicted against counted{}\n{}{} (FLOPs at the rows that were routed; of the "
                     "arena, its size against the highest address touched).\n",
                     options.rehearse ? ", of the program at reduced size" : "",
-                    comparison_report(predicted, counted, options.rehearse ? Times::kLeaveOut : Times::kCompare),
+                    comparison_report(predicted, counted, columns(STDOUT_FILENO),
+                                      options.rehearse ? Times::kLeaveOut : Times::kCompare),
                     counts_equal(predicted, counted) ? "All counts are equal" : "The counts differ"));
     for (const std::string& reason : why) print("Predicted and measured part: " + reason + ".\n");
   });
@@ -277,7 +278,8 @@ int run_rank(Options options, const Invocation& invocation) {
   }
   const System system = load_any_system(options.system.system, invocation);
   const std::string chosen = mpi.from_rank_0([&]() -> std::string {
-    const ChosenPlan plan = choose_plan(options.plan, true, published, system, options.system.database);
+    const ChosenPlan plan =
+        choose_plan(options.plan, true, published, system, options.system.database, options.system.headroom);
     if (plan.none_fits) return "";
     if (!options.stored_plan) options.stored_plan = plan.id;
     if (options.stored_plan && !options.rehearse) Store(options.system.database);  // refused now, not at the end
@@ -382,7 +384,8 @@ int run(const Options& options, const Invocation& invocation) {
   if (print_config(options.config, config)) return kDone;
   const System system = load_any_system(options.system.system, invocation);
   require_dtype(system, DType::kF32);
-  const ChosenPlan chosen = choose_plan(options.plan, true, config, system, options.system.database);
+  const ChosenPlan chosen =
+      choose_plan(options.plan, true, config, system, options.system.database, options.system.headroom);
   if (chosen.none_fits) {
     log_warning(
         fmt::format("no plan of {} fits on {}: `meshwright search` says by how much", config.name, system.name));

@@ -2,10 +2,12 @@
 #include "sim/simulate.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <memory>
 
 #include "cli/inputs.h"
+#include "cli/terminal.h"
 #include "executor/launch/output.h"
 #include "model/program/check.h"
 #include "model/program/verifier.h"
@@ -31,7 +33,8 @@ int run(const Options& options, const Invocation& invocation) {
   const TrainingConfig config = load_config(options.config);
   if (print_config(options.config, config)) return kDone;
   const System system = load_any_system(options.system.system, invocation);
-  const ChosenPlan chosen = choose_plan(options.plan, false, config, system, options.system.database);
+  const ChosenPlan chosen =
+      choose_plan(options.plan, false, config, system, options.system.database, options.system.headroom);
   if (chosen.none_fits) {
     log_warning(
         fmt::format("no plan of {} fits on {}: `meshwright search` says by how much", config.name, system.name));
@@ -59,13 +62,14 @@ int run(const Options& options, const Invocation& invocation) {
                          with_commas(size.events), size.ranks,
                          size.ranks_left_out ? fmt::format(", {} left out", size.ranks_left_out) : ""));
   }
+  const int width = columns(STDOUT_FILENO);
   if (options.shardings) {
     const Shardings all = shardings(problem.model, problem.shape, chosen.plan, cost.mapping());
-    print(options.config.json ? to_json(all).dump(2) + '\n' : shardings_report(all));
+    print(options.config.json ? to_json(all).dump(2) + '\n' : shardings_report(all, width));
   } else if (options.config.json) {
     print(plan_json(result, prediction, heading).dump(2) + '\n');
   } else {
-    print(plan_report(result, prediction, heading));
+    print(plan_report(result, prediction, heading, width));
   }
   if (result.peak_memory_bytes <= system.usable_memory.value) return kDone;
   log_warning(fmt::format("the plan does not fit: {} GiB too many",

@@ -3,11 +3,20 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <string_view>
 
 namespace meshwright {
+namespace {
+
+int window_columns(int stream) {  // 0: it is no window
+  winsize window{};
+  return ioctl(stream, TIOCGWINSZ, &window) == 0 ? window.ws_col : 0;
+}
+
+}  // namespace
 
 int columns(int stream) {
   if (const char* text = std::getenv("COLUMNS")) {
@@ -16,9 +25,13 @@ int columns(int stream) {
     const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), count);
     if (error == std::errc() && end == digits.data() + digits.size() && count > 0) return count;
   }
-  winsize window{};
-  if (ioctl(stream, TIOCGWINSZ, &window) == 0 && window.ws_col > 0) return window.ws_col;
-  return 80;
+  const int window = window_columns(stream);
+  return window > 0 ? window : 80;
+}
+
+int overwritable_columns(int stream) {
+  const int window = window_columns(stream), wanted = columns(stream);
+  return (window > 0 ? std::min(window, wanted) : wanted) - 1;
 }
 
 bool is_interactive(int stream) {

@@ -7,6 +7,10 @@ namespace meshwright {
 // window's width, else 80.
 int columns(int stream);
 
+// Columns for a line that is overwritten, which must never wrap: the fewer of columns() and the window's width, as COLUMNS
+// may be of before the window was made smaller, less the last column, as some terminals wrap when it is written.
+int overwritable_columns(int stream);
+
 // Whether colours and lines that overwrite themselves are wanted there: on a terminal that is not "dumb", unless NO_COLOR
 // is set to anything but the empty string (https://no-color.org).
 bool is_interactive(int stream);

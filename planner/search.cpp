@@ -161,6 +161,24 @@ SearchResult search(const Problem& problem, const Machine& machine, const Search
   return result;
 }
 
+bool is_tight(const PlanResult& plan, Bytes usable, double headroom) {
+  return static_cast<double>(plan.peak_memory_bytes) > headroom * static_cast<double>(usable.value);
+}
+
+const PlanResult* preferred(const SearchResult& result, Bytes usable, double headroom, bool runnable_only,
+                            const std::optional<MeshShape>& mesh) {
+  check(headroom > 0 && headroom <= 1, "a headroom of {}", headroom);
+  const PlanResult *fastest = nullptr, *least = nullptr;
+  for (const PlanResult& plan : result.plans) {  // by step time
+    if ((runnable_only && !plan.runnable) || (mesh && plan.plan.mesh != *mesh)) continue;
+    if (!fastest) fastest = &plan;
+    if (plan.step_time_s > fastest->step_time_s * (1 + kSameTime)) break;
+    if (!is_tight(plan, usable, headroom)) return &plan;
+    if (!least || plan.peak_memory_bytes < least->peak_memory_bytes) least = &plan;
+  }
+  return least;
+}
+
 Plan published_plan(const TrainingConfig& config) {
   return {.mesh = config.mesh,
           .fsdp = config.mesh.dp > 1 ? 3 : 0,

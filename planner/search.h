@@ -60,6 +60,21 @@ struct SearchResult {
 // Preconditions: the model can be lowered (not_lowerable), and machine has problem.devices devices.
 SearchResult search(const Problem& problem, const Machine& machine, const SearchOptions& options = {});
 
+// Of two plans whose step times differ by less than a prediction can tell, the roomier is the better one: a plan that
+// all but fills the memory fails where a framework keeps a little more than we count.
+constexpr double kHeadroom = 0.92;  // the share of the usable memory up to which a plan counts as roomy
+constexpr double kSameTime = 0.01;  // step times up to so much above the fastest count as equal to it
+
+// Whether a plan needs more than `headroom` of the usable memory of a device.
+bool is_tight(const PlanResult& plan, Bytes usable, double headroom = kHeadroom);
+
+// The plan to take, of those that fit, on `mesh` where one is given, and can be run where `runnable_only`. Of these, those
+// that take at most (1 + kSameTime) times as long as the fastest of them compete; it is the fastest that is not tight, and
+// where all are tight, the one that needs the least memory, of several the fastest. So a faster plan that is not tight
+// itself never gives way to a roomier one. nullptr: there is none. Precondition: 0 < headroom <= 1.
+const PlanResult* preferred(const SearchResult& result, Bytes usable, double headroom = kHeadroom,
+                            bool runnable_only = false, const std::optional<MeshShape>& mesh = std::nullopt);
+
 // The plan that a JAXformer configuration describes, carried over into our layout: its own mesh, GPipe, its
 // number of microbatches (times its accumulation steps, which are further microbatches here), FSDP 3 where dp
 // is above 1, full recomputation, the cut into stages left open. Shown as "as published, in our layout": the run as it really was had a

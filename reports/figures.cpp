@@ -2,9 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdlib>
+#include <limits>
 #include <string_view>
 
 namespace meshwright {
@@ -21,14 +22,31 @@ std::string si(double value) {
   return fmt::format("{:.3g} {}", value, kPrefixes[prefix]);
 }
 
+// Commas between groups of three, of digits that may have a sign before them.
+std::string grouped(std::string digits) {
+  const std::size_t sign = digits.starts_with('-') ? 1 : 0;
+  for (std::size_t at = digits.size(); at > 3 + sign;) digits.insert(at -= 3, 1, ',');
+  return digits;
+}
+
+struct TimeUnit {
+  std::string_view name;
+  double seconds;  // of one
+  double below;    // in this unit up to here, in seconds: less than the next unit's least by half of the last digit
+};
+
+const TimeUnit& unit_of(double seconds) {
+  static constexpr std::array<TimeUnit, 5> kUnits{{{"ms", 1e-3, 0.99995},
+                                                   {"s", 1, 59.95},
+                                                   {"min", 60, 119.5 * 60},
+                                                   {"h", 3600, 47.5 * 3600},
+                                                   {"d", 86400, std::numeric_limits<double>::infinity()}}};
+  return *std::find_if(kUnits.begin(), kUnits.end() - 1, [&](const TimeUnit& unit) { return seconds < unit.below; });
+}
+
 }  // namespace
 
-std::string with_commas(std::int64_t count) {
-  std::string digits =
-      fmt::format("{}", count < 0 ? 0 - static_cast<std::uint64_t>(count) : static_cast<std::uint64_t>(count));
-  for (std::size_t at = digits.size(); at > 3;) digits.insert(at -= 3, 1, ',');
-  return count < 0 ? "-" + digits : digits;
-}
+std::string with_commas(std::int64_t count) { return grouped(fmt::format("{}", count)); }
 
 std::string gib(Bytes bytes) { return fmt::format("{:.2f}", static_cast<double>(bytes.value) / kGiB); }
 
@@ -49,10 +67,29 @@ std::string milliseconds(Seconds seconds) {
 }
 
 std::string seconds_text(double seconds) {
-  if (seconds < 1) return fmt::format("{:.4g} ms", seconds * 1e3);
-  if (seconds < 60) return fmt::format("{:.3g} s", seconds);
-  const auto whole = static_cast<std::int64_t>(std::llround(seconds));
-  return fmt::format("{} min {} s", whole / 60, whole % 60);
+  const TimeUnit& unit = unit_of(seconds);
+  const double value = seconds / unit.seconds;
+  if (unit.seconds < 1) return fmt::format("{:.4g} {}", value, unit.name);
+  if (unit.seconds == 1) return fmt::format("{:.3g} {}", value, unit.name);
+  if (!(value < 1e6)) return fmt::format("{:.3g} {}", value, unit.name);
+  return fmt::format("{:.{}f} {}", value, value < 9.95 ? 1 : 0, unit.name);
+}
+
+std::string TimeScale::text(double time) const {
+  const double value = time / seconds;
+  if (!(std::abs(value) < 1e15)) return fmt::format("{:.3g}", value);
+  const std::string all = fmt::format("{:.{}f}", value, digits);
+  return grouped(all.substr(0, all.find('.'))) + all.substr(std::min(all.find('.'), all.size()));
+}
+
+TimeScale time_scale(std::vector<double> times) {
+  std::erase(times, 0.0);
+  if (times.empty()) return {};
+  const auto median = times.begin() + static_cast<std::ptrdiff_t>((times.size() - 1) / 2);
+  std::nth_element(times.begin(), median, times.end());
+  const TimeUnit& unit = unit_of(*median);
+  const double value = *median / unit.seconds;
+  return {unit.name, unit.seconds, value >= 9.995 ? 1 : value >= 0.9995 ? 2 : 3};
 }
 
 std::string percent(double fraction) { return fmt::format("{:.1f}", fraction * 100); }

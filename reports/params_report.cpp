@@ -9,6 +9,7 @@
 #include "model/accounting.h"
 #include "reports/figures.h"
 #include "reports/table.h"
+#include "reports/text.h"
 
 namespace meshwright {
 namespace {
@@ -69,17 +70,19 @@ std::vector<LayerKind> layer_kinds(const ModelSpec& model, const ParameterCount&
 
 }  // namespace
 
-std::string params_report(const ModelSpec& model, std::int64_t tokens, std::int64_t sequences) {
+std::string params_report(const ModelSpec& model, std::int64_t tokens, std::int64_t sequences, int columns) {
   const ParameterCount count = count_parameters(model);
-  std::string text = fmt::format("{}: {} parameters, {} of them active for a token\n", model.name,
-                                 with_commas(count.total()), with_commas(count.active()));
-  text += fmt::format("width {}, {} layers, {} tokens in the vocabulary, sequences of {} tokens\n\n", model.width,
-                      model.layers.size(), with_commas(model.vocab), with_commas(tokens));
+  const auto line = [&](const std::string& sentence) { return paragraph(sentence, columns, 2); };
+  std::string text = line(fmt::format("{}: {} parameters, {} of them active for a token", model.name,
+                                      with_commas(count.total()), with_commas(count.active())));
+  text += line(fmt::format("width {}, {} layers, {} tokens in the vocabulary, sequences of {} tokens", model.width,
+                           model.layers.size(), with_commas(model.vocab), with_commas(tokens)));
+  text += '\n';
 
-  Table table({{"", Align::kLeft},
-               {"parameters"},
-               {"active"},
-               {"forward GFLOP\na sequence"},
+  Table table({{"", Align::kLeft, "", 20},
+               {"parameters\nof one"},
+               {"active", Align::kRight, "", 0, 2},
+               {"forward GFLOP\na sequence", Align::kRight, "GFLOP\na seq.", 0, 1},
                {"layers"},
                {"parameters\nof all"}});
   const auto gflop = [](Flops f) { return fmt::format("{:.3f}", static_cast<double>(f.value) * 1e-9); };
@@ -105,12 +108,13 @@ std::string params_report(const ModelSpec& model, std::int64_t tokens, std::int6
   table.add_rule();
   table.add_row({"all", "", with_commas(count.active()), gflop(forward_flops(model, tokens)),
                  with_commas(static_cast<std::int64_t>(model.layers.size())), with_commas(count.total())});
-  text += table.render();
+  text += table.render_within(columns) + '\n';
   const double step = model_flops(model, tokens, sequences);
-  text += fmt::format(
-      "\nA step of {} sequences, {} tokens: {} (3 x forward; causal attention at half, no recomputation).\n",
-      with_commas(sequences), with_commas(sequences * tokens), flops_text(step));
-  text += "Active: layers only, the chosen and the shared experts. FLOPs: matrix multiply-adds, 2 each.\n";
+  text += line(
+      fmt::format("A step of {} sequences, {} tokens: {} (3 x forward; causal attention at half, no recomputation).",
+                  with_commas(sequences), with_commas(sequences * tokens), flops_text(step)));
+  text += line("GFLOP: of a forward pass over one sequence. Active: layers only, the chosen and the shared experts.");
+  text += line("FLOPs: matrix multiply-adds, 2 each.");
   return text;
 }
 

@@ -11,6 +11,7 @@
 #include "reports/json_report.h"
 #include "reports/step_totals.h"
 #include "reports/table.h"
+#include "reports/text.h"
 
 namespace meshwright {
 namespace {
@@ -21,10 +22,11 @@ std::string layers_text(const PlanResult& result, int stage) {
   return fmt::format("{}-{}", first, first + result.stage_layers[stage] - 1);
 }
 
-std::string figures_table(const PlanResult& r, const PlanHeading& heading) {
+std::string figures_table(const PlanResult& r, const PlanHeading& heading, int columns) {
   const int devices = r.plan.mesh.ranks();
-  Table table({{"figure", Align::kLeft}, {"value"}, {"", Align::kLeft}});
-  table.add_row({"step time", milliseconds({r.step_time_s}), "ms"});
+  const TimeScale scale = time_scale({r.step_time_s});
+  Table table({{"figure", Align::kLeft}, {"value"}, {"", Align::kLeft, "", 16}});
+  table.add_row({"step time", scale.text(r.step_time_s), std::string(scale.unit)});
   table.add_row({"tokens/s", with_commas(static_cast<std::int64_t>(r.tokens_per_s + 0.5)),
                  fmt::format("whole job, {} devices", devices)});
   table.add_row({"MFU", percent(r.mfu), "%, model FLOPs (no recomputation) over the devices' peak"});
@@ -35,39 +37,49 @@ std::string figures_table(const PlanResult& r, const PlanHeading& heading) {
                    r.peak_memory_bytes <= heading.usable_memory.value
                        ? "it fits"
                        : fmt::format("{} too many", gib({r.peak_memory_bytes - heading.usable_memory.value})))});
-  table.add_row({"exposed communication", milliseconds({r.exposed_comm_s}),
-                 fmt::format("ms, {} % of the step, mean over devices", percent(r.exposed_comm_s / r.step_time_s))});
+  table.add_row(
+      {"exposed communication", scale.text(r.exposed_comm_s),
+       fmt::format("{}, {} % of the step, mean over devices", scale.unit, percent(r.exposed_comm_s / r.step_time_s))});
   table.add_row({"bubble", percent(r.bubble_fraction), "% of the step, mean over devices"});
   table.add_row({"model FLOPs", fmt::format("{:.4g}", r.model_flops), "of a step"});
   table.add_row({"executed FLOPs", fmt::format("{:.4g}", r.executed_flops), "of a step, experts at capacity"});
-  return table.render();
+  return table.render_within(columns);
 }
 
-std::string stages_table(const PlanResult& result, const StepReport& report) {
-  Table table({{"stage"}, {"layers"}, {"compute\nms"}, {"exposed\ncomm ms"}, {"bubble\nms"}});
+std::string stages_table(const PlanResult& result, const StepReport& report, int columns) {
+  const TimeScale scale = time_scale({report.step_time.value});
+  Table table({{"stage"},
+               {"layers"},
+               {fmt::format("compute\n{}", scale.unit)},
+               {fmt::format("exposed\ncomm {}", scale.unit)},
+               {fmt::format("bubble\n{}", scale.unit)}});
   for (std::size_t s = 0; s < report.ranks.size(); ++s) {
     const RankReport& r = report.ranks[s];
-    table.add_row({fmt::format("{}", s), layers_text(result, static_cast<int>(s)), milliseconds(r.compute),
-                   milliseconds(r.exposed_comm), milliseconds(r.bubble)});
+    table.add_row({fmt::format("{}", s), layers_text(result, static_cast<int>(s)), scale.text(r.compute.value),
+                   scale.text(r.exposed_comm.value), scale.text(r.bubble.value)});
   }
-  return table.render();
+  return table.render_within(columns);
 }
 
-std::string memory_table(const StepReport& report) {
-  std::vector<Column> columns{{"stage"}};
-  for (const std::string_view c : kMemoryClassNames) columns.push_back({std::string(c)});
-  columns.push_back({"peak"});
-  Table table(std::move(columns));
+std::string memory_table(const StepReport& report, int columns) {
+  std::vector<Column> classes{{"stage"}};
+  for (const std::string_view c : kMemoryClassNames) {
+    const std::size_t half = c.size() > 9 ? c.size() / 2 : 0;  // long names in two lines: "param-" above "eters"
+    classes.push_back(
+        {std::string(c), Align::kRight, half ? fmt::format("{}-\n{}", c.substr(0, half), c.substr(half)) : ""});
+  }
+  classes.push_back({"peak"});
+  Table table(std::move(classes));
   for (std::size_t s = 0; s < report.ranks.size(); ++s) {
     std::vector<std::string> cells{fmt::format("{}", s)};
     for (const std::int64_t bytes : report.ranks[s].bytes_by_class) cells.push_back(gib({bytes}));
     cells.push_back(gib(report.ranks[s].peak_bytes));
     table.add_row(std::move(cells));
   }
-  return table.render();
+  return table.render_within(columns);
 }
 
-std::string traffic_table(const StepReport& report, const MeshShape& mesh) {
+std::string traffic_table(const StepReport& report, const MeshShape& mesh, int columns) {
   const StepTotals all = totals(report, mesh);
   if (all.traffic.empty()) return "  nothing: one device\n";
   Table table({{"operation", Align::kLeft},
@@ -84,11 +96,11 @@ std::string traffic_table(const StepReport& report, const MeshShape& mesh) {
       if (kGroupNames[g] == key.second) members = fmt::format("{}", group_size(mesh, static_cast<Group>(g)));
     table.add_row({key.first, key.second, std::move(members), with_commas(most.value), with_commas(bytes.value)});
   }
-  return table.render();
+  return table.render_within(columns);
 }
 
 // Kinds of operation on the compute stream, by their time on a device, mean over stages; then what waits.
-std::string time_table(const StepReport& report) {
+std::string time_table(const StepReport& report, int columns) {
   struct Kind {
     double seconds = 0, flops = 0;
     std::int64_t count = 0;
@@ -110,31 +122,40 @@ std::string time_table(const StepReport& report) {
   std::stable_sort(sorted.begin(), sorted.end(),
                    [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
   const double stages = static_cast<double>(report.ranks.size()), step = report.step_time.value;
-  Table table({{"operation", Align::kLeft}, {"times"}, {"ms"}, {"% of step"}, {"FLOP/s"}});
+  // The unit is that of the largest, as the others matter by their share of it.
+  double largest = std::max(exposed, bubble) / stages;
+  for (const auto& [name, kind] : sorted) largest = std::max(largest, kind.seconds / stages);
+  TimeScale scale = time_scale({largest});
+  scale.digits = std::max(scale.digits, 2);
+  Table table({{"operation", Align::kLeft, "", 16}, {"times"}, {std::string(scale.unit)}, {"% of step"}, {"FLOP/s"}});
   for (const auto& [name, kind] : sorted)
-    table.add_row({std::string(name), with_commas(static_cast<std::int64_t>(static_cast<double>(kind.count) / stages + 0.5)),
-                   milliseconds({kind.seconds / stages}), percent(kind.seconds / stages / step),
+    table.add_row({std::string(name),
+                   with_commas(static_cast<std::int64_t>(static_cast<double>(kind.count) / stages + 0.5)),
+                   scale.text(kind.seconds / stages), percent(kind.seconds / stages / step),
                    kind.flops > 0 ? rate_text(kind.flops / kind.seconds) : ""});
   table.add_rule();
-  table.add_row({"exposed communication", "", milliseconds({exposed / stages}), percent(exposed / stages / step), ""});
-  table.add_row({"bubble", "", milliseconds({bubble / stages}), percent(bubble / stages / step), ""});
-  return table.render();
+  table.add_row({"exposed communication", "", scale.text(exposed / stages), percent(exposed / stages / step), ""});
+  table.add_row({"bubble", "", scale.text(bubble / stages), percent(bubble / stages / step), ""});
+  return table.render_within(columns);
 }
 
 }  // namespace
 
-std::string plan_report(const PlanResult& result, const Prediction& prediction, const PlanHeading& heading) {
+std::string plan_report(const PlanResult& result, const Prediction& prediction, const PlanHeading& heading,
+                        int columns) {
   const StepReport& report = prediction.report;
-  std::string text = fmt::format("{} on {}: {}\n", heading.config, heading.system, to_text(result.plan));
-  text += fmt::format("Mesh on the machine: {}\n", prediction.mapping);
-  if (!result.runnable) text += fmt::format("Not runnable yet: {}\n", result.not_runnable);
-  text += '\n' + figures_table(result, heading);
-  text += "\nStages, of one device each\n" + stages_table(result, report);
-  text += "\nMemory of one device, GiB\n" + memory_table(report);
-  text += "\nSent in a step\n" + traffic_table(report, result.plan.mesh);
+  const auto line = [&](const std::string& sentence) { return paragraph(sentence, columns, 2); };
+  std::string text = line(fmt::format("{} on {}: {}", heading.config, heading.system, to_text(result.plan)));
+  text += line(fmt::format("Mesh on the machine: {}", prediction.mapping));
+  if (!result.runnable) text += line(fmt::format("Not runnable yet: {}", result.not_runnable));
+  text += '\n' + figures_table(result, heading, columns);
+  text += '\n' + line("Stages, of one device each") + stages_table(result, report, columns);
+  text += '\n' + line("Memory of one device, GiB") + memory_table(report, columns);
+  text += '\n' + line("Sent in a step") + traffic_table(report, result.plan.mesh, columns);
   const bool has_timeline =
       std::any_of(report.ranks.begin(), report.ranks.end(), [](const auto& r) { return !r.timeline.empty(); });
-  if (has_timeline) text += "\nWhere the time of a device goes, mean over stages\n" + time_table(report);
+  if (has_timeline)
+    text += '\n' + line("Where the time of a device goes, mean over stages") + time_table(report, columns);
   return text;
 }
 

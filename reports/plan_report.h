@@ -14,7 +14,9 @@ struct PlanHeading {
 };
 
 // `prediction`: of `result`, one rank per stage, with timelines for the table of where the time goes (left out otherwise).
-std::string plan_report(const PlanResult& result, const Prediction& prediction, const PlanHeading& heading);
+// No line is wider than `columns`, where that is 40 or more.
+std::string plan_report(const PlanResult& result, const Prediction& prediction, const PlanHeading& heading,
+                        int columns);
 
 // The figures of the plan (reports/json_report.h), and stages: first_layer, layers, compute_s, exposed_comm_s, bubble_s,
 // executed_flops, peak_bytes, memory_bytes by class, sent_bytes by operation and group, all of one device; and

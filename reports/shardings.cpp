@@ -13,6 +13,7 @@
 #include "model/program/check.h"
 #include "reports/figures.h"
 #include "reports/table.h"
+#include "reports/text.h"
 
 namespace meshwright {
 namespace {
@@ -246,7 +247,7 @@ Shardings shardings(const ModelSpec& model, const TrainingShape& shape, const Pl
   return out;
 }
 
-std::string shardings_report(const Shardings& s) {
+std::string shardings_report(const Shardings& s, int columns) {
   const MeshShape& mesh = s.plan.mesh;
   struct Section {
     std::string_view title;
@@ -259,34 +260,36 @@ std::string shardings_report(const Shardings& s) {
       {"Activations of one microbatch, by piece of the program: rows are (token, sequence)", TensorRole::kActivation,
        TensorRole::kActivation},
   }};
-  std::string text = fmt::format("{}: dp {}, pp {}, tp {}. \"dim 0 / 8\": dimension 0 in 8 parts; \"-\": not cut.\n",
-                                 to_text(s.plan), mesh.dp, mesh.pp, mesh.tp);
+  std::string text =
+      paragraph(fmt::format("{}: dp {}, pp {}, tp {}", to_text(s.plan), mesh.dp, mesh.pp, mesh.tp), columns, 2);
+  text += paragraph("\"dim 0 / 8\": dimension 0 in 8 parts; \"-\": not cut.", columns, 2);
   const std::vector<Line> lines = merged(s.tensors);
   for (const Section& section : kSections) {
-    Table table({{"tensor", Align::kLeft},
-                 {"what", Align::kLeft},
-                 {"global shape", Align::kLeft},
+    const bool one_role = section.first == section.last;  // which the title says
+    Table table({{"tensor", Align::kLeft, "", 20},
+                 {one_role ? "" : "what", Align::kLeft, "", 8},
+                 {"global shape", Align::kLeft, "", 0, 2},
                  {"dp", Align::kLeft},
-                 {"pp: stage", Align::kLeft},
+                 {"pp: stage", Align::kLeft, "stage", 8},
                  {"tp", Align::kLeft},
                  {"local shape", Align::kLeft},
-                 {"dtype", Align::kLeft},
-                 {"bytes of each"}});
+                 {"dtype", Align::kLeft, "", 0, 1},
+                 {"bytes of each", Align::kRight, "bytes"}});
     for (const Line& line : lines) {
       const TensorSharding& row = line.row;
       if (row.role < section.first || row.role > section.last) continue;
-      table.add_row({line.name(), std::string(name(row.role)), to_string(row.global), cut_text(row.dp_dim, mesh.dp),
-                     ranges_text(row.stages), cut_text(row.tp_dim, mesh.tp), to_string(row.local),
-                     std::string(name(row.dtype)), with_commas(row.bytes.value)});
+      table.add_row({line.name(), one_role ? "" : std::string(name(row.role)), to_string(row.global),
+                     cut_text(row.dp_dim, mesh.dp), ranges_text(row.stages), cut_text(row.tp_dim, mesh.tp),
+                     to_string(row.local), std::string(name(row.dtype)), with_commas(row.bytes.value)});
     }
-    text += fmt::format("\n{}\n{}", section.title, table.render(2));
+    text += '\n' + paragraph(section.title, columns, 2) + table.render_within(columns, 2);
   }
   Table ranks({{"rank"}, {"dp"}, {"pp"}, {"tp"}, {"chip"}, {"at", Align::kLeft}});
   for (const RankPlace& place : s.ranks)
     ranks.add_row({fmt::format("{}", place.rank), fmt::format("{}", place.mesh.dp), fmt::format("{}", place.mesh.pp),
                    fmt::format("{}", place.mesh.tp), fmt::format("{}", place.chip),
                    fmt::format("({})", fmt::join(place.coordinates, ", "))});
-  return text + "\nRanks\n" + ranks.render(2);
+  return text + "\nRanks\n" + ranks.render_within(columns, 2);
 }
 
 OrderedJson to_json(const Shardings& s) {

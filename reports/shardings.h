@@ -61,8 +61,9 @@ struct Shardings {
 // Asserts that the plan is legal and that the mapping is of its mesh.
 Shardings shardings(const ModelSpec& model, const TrainingShape& shape, const Plan& plan, const MeshMapping& mapping);
 
-// Equal rows of several layers are one line: layers.{0-4,6-10}.mla.down.kernel.
-std::string shardings_report(const Shardings& shardings);
+// Equal rows of several layers are one line: layers.{0-4,6-10}.mla.down.kernel. No line is wider than `columns`,
+// where that is 40 or more.
+std::string shardings_report(const Shardings& shardings, int columns);
 OrderedJson to_json(const Shardings& shardings);
 
 }  // namespace meshwright

@@ -60,8 +60,8 @@ bool counts_equal(const StepTotals& a, const StepTotals& b) {
                      [&](const TrafficKey& key) { return sent(a.traffic, key) == sent(b.traffic, key); });
 }
 
-std::string comparison_report(const StepTotals& predicted, const StepTotals& counted, Times times) {
-  Table table({{"of a step", Align::kLeft}, {"predicted"}, {"counted"}, {"", Align::kLeft}});
+std::string comparison_report(const StepTotals& predicted, const StepTotals& counted, int columns, Times times) {
+  Table table({{"of a step", Align::kLeft, "", 16}, {"predicted"}, {"counted"}, {"", Align::kLeft, "", 8}});
   const auto add = [&](std::string label, std::int64_t a, std::int64_t b) {
     table.add_row(
         {std::move(label), with_commas(a), with_commas(b), a == b ? "equal" : fmt::format("{:+} counted", b - a)});
@@ -72,10 +72,11 @@ std::string comparison_report(const StepTotals& predicted, const StepTotals& cou
     add(fmt::format("bytes sent, {}", traffic_name(key)), sent(predicted.traffic, key), sent(counted.traffic, key));
   if (times == Times::kCompare) {
     const double ratio = counted.step_time.value / predicted.step_time.value;
-    table.add_row({"step time, ms", milliseconds(predicted.step_time), milliseconds(counted.step_time),
-                   fmt::format("{:.2f} x predicted", ratio)});
+    const TimeScale scale = time_scale({predicted.step_time.value, counted.step_time.value});
+    table.add_row({fmt::format("step time, {}", scale.unit), scale.text(predicted.step_time.value),
+                   scale.text(counted.step_time.value), fmt::format("{:.2f} x predicted", ratio)});
   }
-  return table.render();
+  return table.render_within(columns);
 }
 
 }  // namespace meshwright

@@ -28,9 +28,11 @@ OrderedJson to_json(const StepTotals& totals);
 // Predicted against counted: a line for FLOPs, arena bytes and each collective and group, and "equal", or the difference.
 // Arena bytes are its size against the highest address that was touched: equal where all of it is used, which does not
 // show that so much was alive at any one time.
-// Step times are compared by their ratio, or left out where they are of different machines.
+// Step times are compared by their ratio, or left out where they are of different machines. No line is wider than
+// `columns`, where that is 40 or more.
 enum class Times : std::uint8_t { kCompare, kLeaveOut };
-std::string comparison_report(const StepTotals& predicted, const StepTotals& counted, Times times = Times::kCompare);
+std::string comparison_report(const StepTotals& predicted, const StepTotals& counted, int columns,
+                              Times times = Times::kCompare);
 // Whether all but the step time is equal.
 bool counts_equal(const StepTotals& predicted, const StepTotals& counted);
 

@@ -7,7 +7,6 @@
 
 #include <cstdint>
 #include <string>
-#include <string_view>
 #include <vector>
 
 namespace meshwright {
@@ -17,6 +16,10 @@ enum class Align : std::uint8_t { kLeft, kRight };  // numbers stand on the righ
 struct Column {
   std::string header;  // may have several lines; all headers end on the last one
   Align align = Align::kRight;
+  // How the column gives way in a terminal that is narrower than the table:
+  std::string narrow_header = "";  // instead of `header`; empty: that one
+  int wraps_to = 0;                // its cells may be wrapped into as few columns as this; 0: they stay whole
+  int priority = 0;                // 0: stays; else it may be left out, the highest number first
 };
 
 class Table {
@@ -28,16 +31,18 @@ class Table {
   // A line across, as below the headers.
   void add_rule();
 
-  // Every line ends with a line break and has no spaces at its end; `indent` spaces before each.
-  std::string render(int indent = 0) const;
+  // Every line ends with a line break and has no spaces at its end; `indent` spaces before each. No line is wider than
+  // `columns`, if that is at least 3 for each of the table's columns, beside the indent. What gives way, in this order,
+  // until the table fits: headers become narrow_headers; cells are wrapped where they may be; columns with a priority are
+  // left out. Where that isn't enough, the widest column is wrapped wherever it is. A column with nothing in it is left out.
+  std::string render_within(int columns, int indent = 0) const;
 
  private:
+  struct Layout;
+  Layout layout(int room) const;
+
   std::vector<Column> columns_;
   std::vector<std::vector<std::string>> rows_;  // empty: a rule
 };
-
-// Columns of a terminal that UTF-8 text takes: one a code point, none for combining marks, two for wide East Asian ones.
-// Bytes that are no UTF-8 take one each.
-int display_width(std::string_view text);
 
 }  // namespace meshwright

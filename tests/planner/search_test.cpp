@@ -244,6 +244,40 @@ TEST(Published, ItsStandingIsItsRankAndItsRatioToTheBest) {
   EXPECT_FALSE(large->rank);
 }
 
+PlanResult candidate(const std::string& plan, double step_time_s, std::int64_t peak_memory_bytes) {
+  return {.plan = parse_plan(plan), .step_time_s = step_time_s, .peak_memory_bytes = peak_memory_bytes};
+}
+
+TEST(Preferred, TheFastestThatIsNotTightWinsAmongPlansWithinAPercentOfTheFastest) {
+  SearchResult s;
+  s.plans = {candidate("4x1x1", 1.000, 99), candidate("2x2x1", 1.004, 93), candidate("1x4x1", 1.009, 92),
+             candidate("1x2x2", 1.010, 10), candidate("1x1x4", 1.011, 1)};
+  EXPECT_EQ(to_string(preferred(s, {100})->plan.mesh), "1x4x1");        // 92 of 100 is not above 92 %
+  EXPECT_EQ(to_string(preferred(s, {100}, 0.93)->plan.mesh), "2x2x1");  // the faster one of those below
+  EXPECT_EQ(to_string(preferred(s, {100}, 0.5)->plan.mesh), "1x2x2");   // exactly a percent is within it
+  EXPECT_EQ(to_string(preferred(s, {100}, 0.05)->plan.mesh), "1x2x2");  // all within are tight: the least memory
+  EXPECT_EQ(to_string(preferred(s, {100}, 1)->plan.mesh), "4x1x1");     // whatever fits is roomy
+  EXPECT_EQ(to_string(preferred(s, {1000})->plan.mesh), "4x1x1");       // a roomy fastest plan never gives way
+}
+
+TEST(Preferred, OfPlansThatAreAllTightAndNeedTheSameTheFastestWins) {
+  SearchResult s;
+  s.plans = {candidate("4x1x1", 1.000, 99), candidate("2x2x1", 1.001, 95), candidate("1x4x1", 1.002, 95)};
+  EXPECT_EQ(to_string(preferred(s, {100})->plan.mesh), "2x2x1");
+}
+
+TEST(Preferred, LooksOnlyAtTheMeshThatWasAskedForAndAtWhatRuns) {
+  SearchResult s;
+  s.plans = {candidate("4x1x1", 1.0, 99), candidate("2x2x1", 1.005, 95), candidate("2x2x1,fsdp=1", 1.5, 95),
+             candidate("2x2x1,fsdp=2", 1.507, 5)};
+  s.plans[1].runnable = false;
+  EXPECT_EQ(to_text(preferred(s, {100}, 0.9, false, MeshShape{2, 2, 1})->plan), to_text(s.plans[1].plan));
+  EXPECT_EQ(preferred(s, {100}, 0.9, true, MeshShape{2, 2, 1})->plan.fsdp, 2);  // the fastest that runs takes 1.5 s
+  EXPECT_EQ(preferred(s, {100}, 0.9, true), &s.plans[0]);
+  EXPECT_EQ(preferred(s, {100}, 0.9, false, MeshShape{1, 1, 4}), nullptr);
+  EXPECT_EQ(preferred({}, {100}), nullptr);
+}
+
 TEST(Figures, FollowFromTheReportByTheirDefinitions) {
   // Two stages of a 2x2x1 mesh, so each of the two ranks reported stands for two devices.
   const Problem problem = small_problem(4);

@@ -39,11 +39,12 @@ TEST(ParamsReport, SmallModelReadsLikeThis) {
                               .k = 1,
                               .n_experts = 2,
                               .n_shared = 1};
-  EXPECT_EQ(params_report(jaxformer("toy", d, 0), 16, 4), R"(toy: 3,208 parameters, 1,840 of them active for a token
+  EXPECT_EQ(params_report(jaxformer("toy", d, 0), 16, 4, 120),
+            R"(toy: 3,208 parameters, 1,840 of them active for a token
 width 8, 2 layers, 100 tokens in the vocabulary, sequences of 16 tokens
 
-                                                                                forward GFLOP          parameters
-                                                            parameters  active     a sequence  layers      of all
+                                                            parameters          forward GFLOP          parameters
+                                                                of one  active     a sequence  layers      of all
 ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 dense; latent attention, rotary                                    902     902          0.000       1         902
   norms                                                             32      32          0.000                  32
@@ -62,12 +63,13 @@ final norm                                                          16          
 all                                                                      1,840          0.000       2       3,208
 
 A step of 4 sequences, 64 tokens: 1.03 MFLOP (3 x forward; causal attention at half, no recomputation).
-Active: layers only, the chosen and the shared experts. FLOPs: matrix multiply-adds, 2 each.
+GFLOP: of a forward pass over one sequence. Active: layers only, the chosen and the shared experts.
+FLOPs: matrix multiply-adds, 2 each.
 )");
 }
 
 TEST(ParamsReport, Gpt2HasPositionsAndNoMixture) {
-  const std::string text = params_report(gpt2("gpt2"), 1024, 8);
+  const std::string text = params_report(gpt2("gpt2"), 1024, 8, 80);
   EXPECT_NE(text.find("124,439,808"), std::string::npos) << text;  // as released
   EXPECT_NE(text.find("positions"), std::string::npos);
   EXPECT_EQ(text.find("mixture"), std::string::npos);

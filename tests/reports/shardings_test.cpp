@@ -132,7 +132,7 @@ TEST(Shardings, EveryRankHasItsChip) {
 }
 
 TEST(ShardingsReport, NamesEqualLayersTogether) {
-  const std::string text = shardings_report(of("1x1x1"));
+  const std::string text = shardings_report(of("1x1x1"), 120);
   EXPECT_NE(text.find("layers.{0,2}.ffn.0.kernel"), std::string::npos) << text;
   EXPECT_NE(text.find("layers.{0-3}.norm0.gamma"), std::string::npos);
 }

@@ -31,13 +31,21 @@ TEST(StepTotals, ComparisonNamesWhatDiffersAndByHowMuch) {
   EXPECT_TRUE(counts_equal(a, b));
   b.traffic[{"all-gather", "dp"}] = {12};
   EXPECT_FALSE(counts_equal(a, b));
-  EXPECT_EQ(comparison_report(a, b),
+  EXPECT_EQ(comparison_report(a, b, 80),
             "of a step                       predicted  counted\n"
             "────────────────────────────────────────────────────────────────────\n"
             "FLOPs, all ranks                    1,000    1,000  equal\n"
             "arena bytes of a rank                  64       64  equal\n"
             "bytes sent, all-gather over dp         10       12  +2 counted\n"
             "step time, ms                       200.0    300.0  1.50 x predicted\n");
+}
+
+TEST(StepTotals, StepTimesOfManyMinutesAreSaidInMinutes) {
+  StepTotals a = totals({{5076.9}, {stage(0, 1, 1, 0)}}, {1, 1, 1}), b = a;
+  b.step_time = {5400};
+  EXPECT_NE(comparison_report(a, b, 80).find("step time, min             84.6     90.0  1.06 x predicted"),
+            std::string::npos)
+      << comparison_report(a, b, 80);
 }
 
 TEST(StepTotals, AGroupThatSendsNothingIsTheSameAsNone) {
