@@ -225,7 +225,7 @@ Json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& pro
   const auto quantity = [&](auto v) { return Json{{"value", v}, {"source", source}}; };
 
   say("peak of matrix products");
-  const double peak = peak_product_rate(comm);
+  double peak = peak_product_rate(comm);
   std::vector<Sample> samples;
   for (const auto& [width, tokens, sequences, vocab] :
        {std::array<std::int64_t, 4>{64, 64, 4, 512}, {128, 128, 4, 2048}, {256, 256, 4, 4096}}) {
@@ -241,7 +241,10 @@ Json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& pro
   Json kinds = Json::object();
   std::vector<Sample> light;
   for (const auto& [kind, of_kind] : by_kind) {
-    kinds[std::string(kind_name(kind))] = fit_kind(of_kind, source);
+    const Json& fitted = kinds[std::string(kind_name(kind))] = fit_kind(of_kind, source);
+    if (fitted.contains("flops_per_s"))  // a disturbed measurement of the peak: what products reached was possible
+      for (const Json& point : fitted["flops_per_s"]["f32"]["points"])
+        peak = std::max(peak, point["flops_per_s"].get<double>());
     if (of_kind.front().work.flops.value == 0) light.insert(light.end(), of_kind.begin(), of_kind.end());
   }
   kinds["other"] = fit_kind(light, source);
