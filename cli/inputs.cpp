@@ -131,8 +131,19 @@ System load_any_system(const std::string& spec, const Invocation& invocation) {
 }
 
 DType compute_type(const TrainingConfig& config, const System& system) {
-  const DType own = config.model_dtype == "float32" ? DType::kF32 : DType::kBF16;  // both short types take 2 bytes
+  const DType own = config.model_dtype == "float32"   ? DType::kF32
+                    : config.model_dtype == "float16" ? DType::kF16
+                                                      : DType::kBF16;
   if (system.computes(own)) return own;
+  if (own != DType::kF32 && (system.computes(DType::kBF16) || system.computes(DType::kF16))) {
+    const std::string_view other = own == DType::kF16 ? "bfloat16" : "float16";
+    throw InputError(
+        Diagnostic{config.name, "model_config.model_dtype", fmt::format("\"{}\"", config.model_dtype),
+                   fmt::format("{}{} on {}", other, system.computes(DType::kF32) ? " or float32" : "", system.name),
+                   fmt::format("the system's file has no peak of {} products, and TPUs have no fp16: --set "
+                               "model_config.model_dtype={}",
+                               name(own), other)});
+  }
   require_dtype(system, DType::kF32);
   return DType::kF32;
 }

@@ -74,7 +74,8 @@ int calibrate_machine(const Invocation& invocation);
 System load_any_system(const std::string& spec, const Invocation& invocation);
 
 // The element type that a configuration's products have on a system: its own type where the system has such arithmetic,
-// else f32. Throws InputError if it has neither.
+// f32 where it has none of 16 bits (this machine: training is in f32, with a warning). Throws InputError where it has the
+// other 16-bit type only, as fp16 and bf16 are not each other's, and where it has neither.
 DType compute_type(const TrainingConfig& config, const System& system);
 
 // Throws InputError if the model can't be lowered.

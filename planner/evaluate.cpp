@@ -1,8 +1,13 @@
 #include "planner/evaluate.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "model/accounting.h"
+#include "model/input/diagnostics.h"
 #include "model/program/check.h"
 
 namespace meshwright {
@@ -53,7 +58,38 @@ PlanResult evaluate_plan(const Problem& problem, const Plan& plan, const Program
       r.runnable = false;
       r.not_runnable = std::move(*why);
     }
+  check_figures(r);
   return r;
+}
+
+void check_figures(const PlanResult& r) {
+  constexpr double kRounding = 1e-9, kAnything = std::numeric_limits<double>::max();
+  const auto within = [](double value, double low, double high) {  // false for what is no number
+    return value >= low && value <= high + kRounding * std::abs(high);
+  };
+  const auto expect = [&](std::string_view name, double value, double low, double high) {
+    check(within(value, low, high), "{} of {} is {}, out of {} to {}", name, to_text(r.plan), value, low, high);
+  };
+  constexpr double kLeast = std::numeric_limits<double>::min();
+  expect("step_time_s", r.step_time_s, kLeast, kAnything);
+  expect("tokens_per_s", r.tokens_per_s, kLeast, kAnything);
+  expect("exposed_comm_s", r.exposed_comm_s, 0, r.step_time_s);
+  expect("bubble_fraction", r.bubble_fraction, 0, 1);
+  expect("model_flops", r.model_flops, 0, kAnything);
+  expect("executed_flops", r.executed_flops, 0, kAnything);
+  expect("peak_memory_bytes", static_cast<double>(r.peak_memory_bytes), 0, kAnything);
+  for (const std::int64_t bytes : r.memory_bytes) expect("bytes of memory", static_cast<double>(bytes), 0, kAnything);
+
+  std::vector<Diagnostic> faults;
+  const auto utilisation = [&](std::string_view name, double value, double high) {
+    if (within(value, 0, high)) return;
+    faults.push_back({"prediction", std::string(name), fmt::format("{:.4g}", value), fmt::format("0 to {:.4g}", high),
+                      "the system's peak is lower than the FLOP/s that its products reach: correct its file, or "
+                      "calibrate again"});
+  };
+  utilisation("hfu", r.hfu, 1);
+  utilisation("mfu", r.mfu, std::max(1.0, r.model_flops / r.executed_flops));
+  if (!faults.empty()) throw InputError(std::move(faults));
 }
 
 }  // namespace meshwright

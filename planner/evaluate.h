@@ -107,7 +107,13 @@ void visit_fields(Result& r, V&& v) {
 // anything is simulated, as the arena follows from lifetimes.
 Bytes memory_needed(const ProgramSet& programs);
 
-// Runs machine.evaluate on the programs, which are those of `plan` for `problem`.
+// Throws, naming the figure, its value and its range, if a figure is one that no step has: std::logic_error for times,
+// shares of the step, bytes and FLOPs; InputError for a utilisation above 1 (in the source that the machine's numbers
+// contradict each other). MFU may exceed 1 only by what model FLOPs exceed those executed, as tokens over an expert's
+// capacity are not computed.
+void check_figures(const PlanResult& result);
+
+// Runs machine.evaluate on the programs, which are those of `plan` for `problem`. The figures are checked.
 PlanResult evaluate_plan(const Problem& problem, const Plan& plan, const ProgramSet& programs, const Machine& machine);
 
 }  // namespace meshwright

@@ -1,8 +1,9 @@
 #include "sim/compute_cost.h"
 
 #include <algorithm>
-#include <cassert>
 #include <variant>
+
+#include "model/program/check.h"
 
 namespace meshwright {
 namespace {
@@ -23,7 +24,7 @@ Seconds compute_time(const RooflineCompute& roofline, const Work& work) {
   Seconds math;
   if (work.flops.value > 0) {
     const auto peak = roofline.peak.find(work.dtype);
-    assert(peak != roofline.peak.end());
+    check(peak != roofline.peak.end(), "no peak of {} products", name(work.dtype));
     math = work.flops /
            (roofline.matmul_efficiency * tile_efficiency(roofline.tile, work.m, work.n, work.k) * peak->second);
   }
@@ -35,9 +36,9 @@ Seconds compute_time(const MeasuredCompute& measured, const Work& work) {
   const auto listed = measured.kinds.find(work.kind);
   const MeasuredKind& kind = listed == measured.kinds.end() ? measured.other : listed->second;
   Seconds time = kind.overhead;
-  if (work.flops.value > 0 && !kind.rates.empty()) {
+  if (work.flops.value > 0) {
     const auto rate = kind.rates.find(work.dtype);
-    assert(rate != kind.rates.end());
+    check(rate != kind.rates.end(), "no rate of {} products of kind {}", name(work.dtype), kind_name(work.kind));
     const bool shaped = work.m > 0 && work.n > 0 && work.k > 0;
     const double size =
         shaped ? static_cast<double>(std::min({work.m, work.n, work.k})) : rate->second.points().back().size;

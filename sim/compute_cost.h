@@ -23,7 +23,8 @@ Seconds compute_time(const RooflineCompute& roofline, const Work& work);
 
 // From measurements of the same kernels:
 //   overhead(kind) + flops / rate(kind, dtype, smallest of m, n, k) + bytes / bandwidth(kind)
-// A term that the file does not give for a kind is part of the others. Between measured sizes: see Curve.
+// A term that the file does not give for a kind is part of the others; kinds that are products have rates
+// (load_system). Between measured sizes: see Curve.
 Seconds compute_time(const MeasuredCompute& measured, const Work& work);
 
 // Either of the two, as the system has it.

@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <cassert>
 
+#include "sim/checked_sum.h"
+
 namespace meshwright {
 
 TaskId TaskGraph::add(StreamId stream, Time duration, std::span<const TaskId> after, MatchId match) {
   const TaskId task = tasks();
   assert(duration >= 0);
+  add_checked(all_, duration, 1, kTimeLimit);
   for (const TaskId t : after) {
     assert(t >= 0 && t < task);
     predecessors_.push_back(t);

@@ -25,7 +25,8 @@ class TaskGraph {
 
   // A task that starts after the task added last to its stream and after all of `after` (added before it).
   // Members of a match start together when the last is ready, and last as long as the longest of them.
-  // Durations are not negative.
+  // Durations are not negative. Throws InputError if those of all tasks exceed kLongestTime together, so that no time of
+  // an execution overflows.
   TaskId add(StreamId stream, Time duration, std::span<const TaskId> after, MatchId match = kNoMatch);
   // A new match of so many members, all of which must be added before the graph is run.
   MatchId new_match(int members);
@@ -51,6 +52,7 @@ class TaskGraph {
   std::vector<TaskId> predecessors_;
   std::vector<TaskId> last_of_stream_;
   std::vector<Match> matches_;
+  Time all_ = 0;  // durations
 };
 
 struct Execution {

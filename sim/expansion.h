@@ -26,7 +26,7 @@ struct Expansion {
 
 // Free is no task. A task depends on the last writer of the bytes that it reads, and on the last writer and
 // readers of those that it writes; of several on one stream, on the last. Throws std::logic_error if a send
-// or a collective over stages has no counterpart. The set must outlive the expansion.
+// or a collective over stages has no counterpart, InputError if the durations add up to more than kLongestTime. The set must outlive the expansion.
 Expansion expand(const ProgramSet& set, const CostModel& cost);
 
 }  // namespace meshwright

@@ -11,7 +11,9 @@
 
 namespace meshwright {
 
-constexpr Time kUnreachable = std::numeric_limits<Time>::min() / 2;  // "does not depend on it", in a map being built
+// "Does not depend on it", in a map being built: below 0 with whatever is added, as that is at most kLongestTime.
+constexpr Time kUnreachable = std::numeric_limits<Time>::min() / 2;
+static_assert(kUnreachable + kLongestTime < 0);
 
 // to[i] = max over entries of (from[entry.variable] + entry.delay). Variables that have no row stay as they
 // are.

@@ -33,7 +33,8 @@ struct SimOptions {
 };
 
 // One RankReport per stage, in order: the rank with dp 0 and tp 0. Experts are costed at capacity. Peak bytes
-// are the arena's. Precondition: verify(set) is empty; a deadlock throws std::logic_error. The same as
+// are the arena's. Precondition: verify(set) is empty; a deadlock throws std::logic_error. Throws InputError where a sum
+// is beyond what 64 bits hold (sim/checked_sum.h): a step is then too long to be simulated. The same as
 // simulate_full to the picosecond, but its work grows with distinct pieces, the calls of distinct chunks, and
 // slots, rather than with operations. Falls back on simulate_full for programs that simulate_fast refuses.
 StepReport simulate(const ProgramSet& set, const CostModel& cost, const SimOptions& options = {});

@@ -34,6 +34,7 @@
 #include <span>
 #include <vector>
 
+#include "sim/checked_sum.h"
 #include "sim/meeting.h"
 #include "sim/simulate.h"
 #include "sim/stage_totals.h"
@@ -103,12 +104,14 @@ using Meetings = std::vector<std::vector<Meeting>>;  // per place, in order
 
 class Stage {
  public:
-  Stage(Library& library, int index, Meetings& meetings)
+  // `all_durations`: of the operations of all stages together.
+  Stage(Library& library, int index, Meetings& meetings, Time& all_durations)
       : library_(library),
         set_(library.set()),
         program_(set_.stages[index]),
         index_(index),
         meetings_(meetings),
+        all_durations_(all_durations),
         met_(meetings.size(), 0) {}
 
   // False if the program is not one that this way of simulating can do.
@@ -156,6 +159,7 @@ class Stage {
   const Program& program_;
   const int index_;
   Meetings& meetings_;
+  Time& all_durations_;
   std::vector<std::int32_t> met_;  // per place
 
   std::vector<Variant> variants_;
@@ -246,11 +250,13 @@ void Stage::find_variants() {
           placed.end = std::max(placed.end, use.end);
           place.push_back(f - stretch.first_frame);
         }
+        add_checked(all_durations_, piece.all, variant.count, kTimeLimit);
         totals_.compute += piece.compute * variant.count;
-        totals_.flops.value += piece.flops * variant.count;
+        add_checked(totals_.flops.value, piece.flops, variant.count, kFlopsLimit);
         if (piece.sends_any)
           for (std::size_t k = 0; k < sent_.size(); ++k)
-            for (std::size_t g = 0; g < kGroups; ++g) sent_[k][g] += piece.sent[k][g] * variant.count;
+            for (std::size_t g = 0; g < kGroups; ++g)
+              add_checked(sent_[k][g], piece.sent[k][g], variant.count, kBytesLimit);
       }
       stretch.end_frame = static_cast<std::int32_t>(frames_.size());
       stretch.structure =
@@ -674,11 +680,12 @@ RankReport Stage::report(Time step) {
 std::optional<StepReport> simulate_fast(const ProgramSet& set, const CostModel& cost) {
   Library library(set, cost);
   Meetings meetings(static_cast<std::size_t>(meeting_places(set)));
+  Time all_durations = 0;
   const auto count = set.stages.size();
   std::vector<Stage> stages;
   stages.reserve(count);
   for (std::size_t s = 0; s < count; ++s)
-    if (!stages.emplace_back(library, static_cast<int>(s), meetings).prepare()) return std::nullopt;
+    if (!stages.emplace_back(library, static_cast<int>(s), meetings, all_durations).prepare()) return std::nullopt;
 
   std::vector<std::size_t> turn(count);  // whose turn it is, first come first served
   for (std::size_t s = 0; s < count; ++s) turn[s] = s;
@@ -711,9 +718,11 @@ std::optional<StepReport> simulate_fast(const ProgramSet& set, const CostModel& 
 }
 
 StepReport simulate(const ProgramSet& set, const CostModel& cost, const SimOptions& options) {
-  if (!options.timeline)
-    if (auto report = simulate_fast(set, cost)) return *std::move(report);
-  return simulate_full(set, cost, options);
+  std::optional<StepReport> report;
+  if (!options.timeline) report = simulate_fast(set, cost);
+  if (!report) report = simulate_full(set, cost, options);
+  check_figures(*report);
+  return *std::move(report);
 }
 
 }  // namespace meshwright

@@ -5,6 +5,7 @@
 #include "model/program/check.h"
 #include "model/program/op_work.h"
 #include "model/program/slot_name.h"
+#include "sim/checked_sum.h"
 #include "sim/expansion.h"
 #include "sim/simulate.h"
 #include "sim/stage_totals.h"
@@ -74,9 +75,9 @@ StepReport simulate_full(const ProgramSet& set, const CostModel& cost, const Sim
         finish[t].waited_until = 0;
       }
       last = std::max(last, finish[t]);
-      totals.flops += work_of(*origin.op, *origin.piece).flops;
+      add_checked(totals.flops.value, work_of(*origin.op, *origin.piece).flops.value, 1, kFlopsLimit);
       if (const Bytes sent = bytes_sent(*origin.op, *origin.piece, set.mesh); sent.value > 0)
-        rank.traffic[traffic_key(*origin.op)] += sent;
+        add_checked(rank.traffic[traffic_key(*origin.op)].value, sent.value, 1, kBytesLimit);
       if (options.timeline) rank.timeline.push_back(interval_of(program, origin, execution, t, set.mesh));
     }
     totals.add_wait(compute_free, last);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "model/program/op_work.h"
+#include "sim/checked_sum.h"
 #include "sim/meeting.h"
 
 namespace meshwright {
@@ -19,13 +20,15 @@ void Library::time_piece(const Piece& piece, TimedPiece& timed) const {
               duration(op, piece, set_, cost_),
               static_cast<std::int32_t>(timed.operands.size()),
               0};
+    add_checked(timed.all, t.duration, 1, kTimeLimit);
     if (!is_communication(op)) {
       timed.compute += t.duration;
-      timed.flops += work_of(op, piece).flops.value;
+      add_checked(timed.flops, work_of(op, piece).flops.value, 1, kFlopsLimit);
     } else if (const Bytes sent = bytes_sent(op, piece, set_.mesh); sent.value > 0) {
       const auto* collective = std::get_if<Collective>(&op);
-      timed.sent[collective ? static_cast<int>(collective->kind) : 3]
-                [static_cast<int>(collective ? collective->group : Group::kPp)] += sent.value;
+      add_checked(timed.sent[collective ? static_cast<int>(collective->kind) : 3]
+                            [static_cast<int>(collective ? collective->group : Group::kPp)],
+                  sent.value, 1, kBytesLimit);
       timed.sends_any = true;
     }
     for_each_operand(op, [&](std::string_view, const View& view, Access access) {

@@ -50,7 +50,7 @@ struct TimedPiece {
   std::vector<TimedOp> ops;
   std::vector<Operand> operands;
   std::vector<FrameUse> frames;
-  Time compute = 0;
+  Time all = 0, compute = 0;  // durations
   std::int64_t flops = 0;
   TrafficTable sent{};
   bool sends_any = false;

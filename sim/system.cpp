@@ -3,21 +3,77 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
 #include "model/input/diagnostics.h"
 #include "model/input/json_reader.h"
+#include "model/program/op_work.h"
 
 namespace meshwright {
 namespace {
 
-constexpr NumberRange kPositive{.min = 0, .min_open = true};
-constexpr NumberRange kNotNegative{.min = 0};
-constexpr NumberRange kFraction{.min = 0, .max = 1, .min_open = true};
 constexpr IntegerRange kCount{.min = 1, .max = 1 << 20};
 constexpr double kMicro = 1e-6;
+
+// ---- plausible numbers -------------------------------------------------------------------------------------------------
+
+// A unit that people write by mistake.
+struct Slip {
+  std::string_view unit;
+  double factor;  // to the unit of the key
+};
+
+// Which numbers a key may have: wide enough for a core of long ago and for machines that are announced, and narrow enough
+// to notice a unit that is off by a thousand or a million. What lies outside is explained by the first slip whose value
+// is a usual one.
+struct Plausible {
+  double min, max;
+  double usual_min = 0, usual_max = 0;
+  std::vector<Slip> slips = {};
+  bool or_zero = false;
+};
+const Plausible kPeakFlops{1e8, 1e18, 1e11, 1e16, {{"TFLOP/s", 1e12}, {"PFLOP/s", 1e15}, {"GFLOP/s", 1e9}}};
+const Plausible kMeasuredFlops{1e4, 1e18, 1e9, 1e16, {{"GFLOP/s", 1e9}, {"TFLOP/s", 1e12}}};
+const Plausible kMemoryRate{1e8, 1e15, 2e10, 5e13, {{"GB/s", 1e9}, {"TB/s", 1e12}}};
+const Plausible kLinkRate{1e6, 1e14, 1e9, 4e12, {{"GB/s", 1e9}, {"MB/s", 1e6}}};
+const Plausible kMeasuredRate{1e4, 1e16, 1e8, 1e14, {{"GB/s", 1e9}, {"MB/s", 1e6}}};
+const Plausible kEfficiency{1e-3, 1, 0.01, 1, {{"%", 1e-2}}};
+const Plausible kLatency{1e-4, 1e6, 1e-2, 1e5, {{"s", 1e6}, {"ns", 1e-3}}, true};
+const Plausible kMeasuredOverhead{1e-9, 1e6, 1e-2, 1e5, {{"s", 1e6}}, true};
+const Plausible kMeasuredTime{1e-4, 1e9, 1e-1, 1e8, {{"s", 1e6}}};
+const Plausible kMemory{1 << 20, 0x1p50, 0x1p28, 0x1p48, {{"GiB", 0x1p30}, {"MiB", 0x1p20}}};
+const Plausible kMessageBytes{1, 0x1p50};
+const Plausible kDimension{1, 1e9};
+
+// 4.5e10, 0.87, 34359738368: as people write them, and exact.
+std::string plain(double value) {
+  std::string text = fmt::format("{:.6g}", value);
+  if (std::strtod(text.c_str(), nullptr) != value)
+    return value == std::floor(value) && std::abs(value) < 1e15 ? fmt::format("{:.0f}", value)
+                                                                : fmt::format("{}", value);
+  if (const std::size_t e = text.find("e+"); e != std::string::npos) text.erase(e + 1, text[e + 2] == '0' ? 2 : 1);
+  if (const std::size_t e = text.find("e-0"); e != std::string::npos) text.erase(e + 2, 1);
+  return text;
+}
+
+std::string allowed_text(const Plausible& p) {
+  return fmt::format("{}{} to {}", p.or_zero ? "0, or " : "", plain(p.min), plain(p.max));
+}
+
+// "45: below 1e6; 45 GB/s is 4.5e10"
+std::string hint_text(double value, const Plausible& p) {
+  std::string text = value < p.min ? fmt::format("{}: below {}", plain(value), plain(p.min))
+                                   : fmt::format("{}: above {}", plain(value), plain(p.max));
+  for (const auto& [unit, factor] : p.slips)
+    if (const double meant = std::strtod(fmt::format("{:.12g}", value * factor).c_str(), nullptr);
+        meant >= p.usual_min && meant <= p.usual_max)
+      return text + fmt::format("; {} {} is {}", plain(value), unit, plain(meant));
+  return text + "; look at its unit";
+}
 
 // Which slices of a torus exist, and which of their dimensions close to rings.
 enum class WrapRule { kWholeBlocks, kAlways, kNever };
@@ -74,16 +130,23 @@ class SystemFile {
       reader_.report(object.path("source"), "a source", "name the page, paper or measurement that it is from");
     }
   }
-  double number(ObjectReader& parent, std::string_view key, NumberRange range) {
+  // The number at a key; nothing, and a report, where it is not plausible.
+  std::optional<double> plausible(ObjectReader& object, std::string_view key, const Plausible& range) {
+    const auto value = object.number(key, {}, fmt::format("a number, {}", allowed_text(range)));
+    if (!value || (*value >= range.min && *value <= range.max) || (range.or_zero && *value == 0)) return value;
+    reader_.report(object.path(key), allowed_text(range), hint_text(*value, range));
+    return std::nullopt;
+  }
+  double number(ObjectReader& parent, std::string_view key, const Plausible& range) {
     auto object = sourced(parent, key);
-    return object ? object->number("value", range).value_or(1) : 1;
+    return object ? plausible(*object, "value", range).value_or(1) : 1;
   }
   std::optional<std::int64_t> integer(ObjectReader& parent, std::string_view key, IntegerRange range) {
     auto object = sourced(parent, key);
     return object ? object->integer("value", range) : std::nullopt;
   }
-  Seconds microseconds(ObjectReader& parent, std::string_view key) {
-    return {kMicro * number(parent, key, kNotNegative)};
+  Seconds microseconds(ObjectReader& parent, std::string_view key, const Plausible& range) {
+    return {kMicro * number(parent, key, range)};
   }
 
   std::vector<int> extents(ObjectReader& parent, std::string_view key, std::optional<std::size_t> dimensions) {
@@ -102,12 +165,16 @@ class SystemFile {
   }
 
   // {"source": "...", "points": [{x_key: ..., y_key: ...}, ...]}
-  Curve curve(ObjectReader& parent, std::string_view key, std::string_view x_key, std::string_view y_key,
-              double y_unit) {
+  struct Quantity {
+    std::string_view key;
+    const Plausible& range;
+    double unit = 1;
+  };
+  Curve curve(ObjectReader& parent, std::string_view key, const Quantity& x, const Quantity& y) {
     auto object = parent.object(key);
-    return object ? curve(*object, x_key, y_key, y_unit) : Curve();
+    return object ? curve(*object, x, y) : Curve();
   }
-  Curve curve(ObjectReader& object, std::string_view x_key, std::string_view y_key, double y_unit) {
+  Curve curve(ObjectReader& object, const Quantity& size, const Quantity& quantity) {
     read_source(object);
     auto rows = object.objects("points");
     if (!rows) return {};
@@ -118,23 +185,28 @@ class SystemFile {
     std::vector<Curve::Point> points;
     bool whole = true;
     for (ObjectReader& row : *rows) {
-      const auto x = row.number(x_key, kPositive), y = row.number(y_key, kPositive);
+      const auto x = plausible(row, size.key, size.range), y = plausible(row, quantity.key, quantity.range);
       if (!x || !y) {
         whole = false;
       } else if (!points.empty() && *x <= points.back().size) {
-        reader_.report(row.path(x_key), fmt::format("more than {}, the point before it", points.back().size),
+        reader_.report(row.path(size.key), fmt::format("more than {}, the point before it", points.back().size),
                        "sort the points, and keep one for each size");
         whole = false;
       } else {
-        points.push_back({*x, *y * y_unit});
+        points.push_back({*x, *y * quantity.unit});
       }
     }
     return whole ? Curve(std::move(points)) : Curve();
   }
 
   void read_memory(ObjectReader& memory, System& system) {
-    constexpr IntegerRange kBytes{.min = 1, .max = std::int64_t{1} << 50};
-    const auto all = integer(memory, "bytes", kBytes), usable = integer(memory, "usable_bytes", kBytes);
+    const auto bytes = [&](std::string_view key) -> std::optional<std::int64_t> {
+      auto object = sourced(memory, key);
+      const auto value = object ? object->integer("value", {}) : std::nullopt;
+      if (!value || !plausible(*object, "value", kMemory)) return std::nullopt;
+      return value;
+    };
+    const auto all = bytes("bytes"), usable = bytes("usable_bytes");
     system.memory = {all.value_or(1)};
     system.usable_memory = {usable.value_or(1)};
     if (all && usable && *usable > *all) {
@@ -145,14 +217,15 @@ class SystemFile {
 
   PeakRates read_peaks(ObjectReader& compute) {
     PeakRates peaks;
-    auto object = compute.object("peak_flops_per_s", "for each type of products: bf16, f32, f64");
+    auto object = compute.object("peak_flops_per_s", "for each type of products: bf16, f16, f32, f64");
     if (!object) return peaks;
-    for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
+    for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF64, DType::kF16}) {
       const std::string key(name(dtype));
-      if (object->has(key)) peaks[dtype] = {number(*object, key, kPositive)};
+      if (object->has(key)) peaks[dtype] = {number(*object, key, kPeakFlops)};
     }
     if (object->keys().empty()) {
-      reader_.report(object->path(), "at least one of f32, bf16, f64", "add the peak of the type that you train in");
+      reader_.report(object->path(), "at least one of f32, bf16, f16, f64",
+                     "add the peak of the type that you train in");
     }
     return peaks;
   }
@@ -163,49 +236,56 @@ class SystemFile {
     if (model == "roofline") {
       RooflineCompute roofline;
       roofline.peak = std::move(peak);
-      roofline.matmul_efficiency = number(compute, "matmul_efficiency", kFraction);
+      roofline.matmul_efficiency = number(compute, "matmul_efficiency", kEfficiency);
       roofline.tile.rows = integer(compute, "tile_rows", kCount).value_or(1);
       roofline.tile.columns = integer(compute, "tile_columns", kCount).value_or(1);
       roofline.tile.depth = integer(compute, "tile_depth", kCount).value_or(1);
-      roofline.memory_bandwidth = {number(compute, "memory_bytes_per_s", kPositive) *
-                                   number(compute, "memory_efficiency", kFraction)};
-      roofline.op_overhead = microseconds(compute, "op_overhead_us");
+      roofline.memory_bandwidth = {number(compute, "memory_bytes_per_s", kMemoryRate) *
+                                   number(compute, "memory_efficiency", kEfficiency)};
+      roofline.op_overhead = microseconds(compute, "op_overhead_us", kLatency);
       system.compute = std::move(roofline);
     } else if (model == "measured") {
       MeasuredCompute measured;
       measured.peak = std::move(peak);
       if (compute.has("memory_bytes_per_s"))
-        measured.memory_bandwidth = BytesPerSecond{number(compute, "memory_bytes_per_s", kPositive)};
+        measured.memory_bandwidth = BytesPerSecond{number(compute, "memory_bytes_per_s", kMemoryRate)};
       if (auto kinds = compute.object("kinds")) {
-        for (const std::string& key : kinds->keys()) {
-          if (key != "other") read_listed_kind(*kinds, key, measured);
+        std::vector<std::string> unlisted_products;
+        for (int i = 0; i < kOpKinds; ++i) {
+          const auto kind = static_cast<OpKind>(i);
+          const std::string key(kind_name(kind));
+          if (!kinds->has(key)) {
+            if (is_product(kind)) unlisted_products.push_back(key);
+          } else if (auto object = kinds->object(key)) {
+            measured.kinds[kind] = read_kind(*object, measured.peak);
+            if (is_product(kind)) require_rates(*object, key);
+          }
         }
         if (auto other = kinds->object("other", "what operations cost that are not listed")) {
           measured.other = read_kind(*other, measured.peak);
+          if (!unlisted_products.empty()) require_rates(*other, fmt::format("{}", fmt::join(unlisted_products, ", ")));
         }
       }
       system.compute = std::move(measured);
     }
   }
 
-  void read_listed_kind(ObjectReader& kinds, const std::string& key, MeasuredCompute& measured) {
-    for (int kind = 0; kind < kOpKinds; ++kind) {
-      if (kind_name(static_cast<OpKind>(kind)) != key) continue;
-      if (auto object = kinds.object(key)) {
-        measured.kinds[static_cast<OpKind>(kind)] = read_kind(*object, measured.peak);
-      }
-      return;
-    }  // no operation: never asked for, so finish() reports it as unknown
+  // Without a rate, the FLOPs of a product would cost nothing.
+  void require_rates(ObjectReader& kind, const std::string& products) {
+    if (kind.has("flops_per_s")) return;
+    reader_.report(kind.path(), "with flops_per_s, by type and size",
+                   fmt::format("what products reach is missing, for {}: calibrate again, or add it", products));
   }
 
   MeasuredKind read_kind(ObjectReader& object, const PeakRates& peaks) {
     MeasuredKind kind;
-    kind.overhead = microseconds(object, "overhead_us");
-    if (object.has("bytes_per_s")) kind.bandwidth = BytesPerSecond{number(object, "bytes_per_s", kPositive)};
+    kind.overhead = microseconds(object, "overhead_us", kMeasuredOverhead);
+    if (object.has("bytes_per_s")) kind.bandwidth = BytesPerSecond{number(object, "bytes_per_s", kMeasuredRate)};
     if (object.has("flops_per_s")) {
       if (auto rates = object.object("flops_per_s")) {
         for (const auto& [dtype, peak] : peaks) {  // a rate for each type that has a peak
-          kind.rates[dtype] = curve(*rates, name(dtype), "smallest_dimension", "flops_per_s", 1);
+          kind.rates[dtype] =
+              curve(*rates, name(dtype), {"smallest_dimension", kDimension}, {"flops_per_s", kMeasuredFlops});
         }
       }
     }
@@ -256,11 +336,11 @@ class SystemFile {
     }
     if (model == "links") {
       LinkNetwork links;
-      links.link = {number(network, "link_bytes_per_s", kPositive)};
-      links.link_efficiency = number(network, "link_efficiency", kFraction);
-      links.hop_latency = microseconds(network, "hop_latency_us");
-      links.collective_overhead = microseconds(network, "collective_overhead_us");
-      links.message_overhead = microseconds(network, "message_overhead_us");
+      links.link = {number(network, "link_bytes_per_s", kLinkRate)};
+      links.link_efficiency = number(network, "link_efficiency", kEfficiency);
+      links.hop_latency = microseconds(network, "hop_latency_us", kLatency);
+      links.collective_overhead = microseconds(network, "collective_overhead_us", kLatency);
+      links.message_overhead = microseconds(network, "message_overhead_us", kLatency);
       system.network = links;
       if (rules_.shared_memory) {
         reader_.report(network.path("model"), "measured, as topology.kind is shared_memory",
@@ -277,12 +357,13 @@ class SystemFile {
 
   MeasuredNetwork read_measured_network(ObjectReader& network) {
     MeasuredNetwork measured;
+    const Quantity bytes_of_message{"bytes", kMessageBytes}, time_of_message{"us", kMeasuredTime, kMicro};
     if (auto rows = network.objects("collectives")) {
       const std::vector<std::string> names{"all-gather", "reduce-scatter", "all-reduce", "direct all-reduce"};
       for (ObjectReader& row : *rows) {
         const auto kind = row.one_of("kind", names);
         const auto members = row.integer("members", {.min = 2, .max = kCount.max});
-        Curve seconds = curve(row, "bytes", "us", kMicro);
+        Curve seconds = curve(row, bytes_of_message, time_of_message);
         if (!kind || !members) continue;
         const auto index = std::find(names.begin(), names.end(), *kind) - names.begin();
         const MeasuredNetwork::Key key{static_cast<CollectiveKind>(std::min<std::ptrdiff_t>(index, 2)),
@@ -292,7 +373,7 @@ class SystemFile {
         }
       }
     }
-    measured.message = curve(network, "message", "bytes", "us", kMicro);
+    measured.message = curve(network, "message", bytes_of_message, time_of_message);
     return measured;
   }
 
@@ -321,6 +402,9 @@ class SystemFile {
                          extents_text(rules.below.empty() ? rules.largest : rules.below.back())));
     }
     if (shape.size() != dimensions) refuse(fmt::format("this has {} dimensions, not {}", shape.size(), dimensions));
+    double chips = 1;
+    for (const int length : shape) chips *= length;
+    if (chips > static_cast<double>(kCount.max)) refuse(fmt::format("{} chips are more than {}", chips, kCount.max));
     if (rules.wrap != WrapRule::kWholeBlocks) {
       check_largest(rules, shape, refuse);
       return Topology::grid(shape, std::vector<bool>(dimensions, rules.wrap == WrapRule::kAlways));

@@ -2,6 +2,7 @@
 // thing costs.
 // Read from JSON (configs/systems/*.json): every number has its unit in its key and its source beside it,
 //   "hop_latency_us": {"value": 1, "source": "How to Scale Your Model, tpus.md"}
+// Numbers are refused that no machine has, with the unit that was probably meant ("45: below 1e6; 45 GB/s is 4.5e10").
 // Two kinds of description: from data sheets (roofline, links), and measured (tables that calibration wrote).
 #pragma once
 
@@ -50,7 +51,7 @@ struct MeasuredCompute {
   PeakRates peak;                                  // of the device's arithmetic, for utilisation
   std::optional<BytesPerSecond> memory_bandwidth;  // of a copy, read plus written, likewise: no cost depends on it
   std::map<OpKind, MeasuredKind> kinds;
-  MeasuredKind other;  // kinds that are not listed
+  MeasuredKind other;  // kinds that are not listed. Kinds that are products have rates
 };
 
 // ---- network (costs: sim/collective_cost.h) ------------------------------------------------------------

@@ -172,6 +172,19 @@ Work work_of(const Op& op, const Piece& piece, std::int64_t routed_rows) {
   return work;
 }
 
+namespace {
+
+template <class... T>
+bool is_kind_of(OpKind kind) {
+  return ((kind == kind_of(Op(T{}))) || ...);
+}
+
+}  // namespace
+
+bool is_product(OpKind kind) {
+  return is_kind_of<Gemm, GroupedGemm, AttentionForward, AttentionBackward, LmHead>(kind);
+}
+
 Flops attention_flops(const AttentionShape& shape) {
   const std::int64_t per_score = 2 * (shape.head_dim + shape.rope_width) + 2 * shape.head_dim;
   return {shape.batch * shape.heads * score_elements(shape) * per_score};

@@ -23,6 +23,9 @@ struct Work {
 // -1: experts at capacity. Communication operations and Free have none.
 Work work_of(const Op& op, const Piece& piece, std::int64_t routed_rows = -1);
 
+// Whether operations of this kind are matrix products, which count FLOPs; all others count none.
+bool is_product(OpKind kind);
+
 // FLOPs of one rank's step. `routed_rows`: by layer of the model, rows that were routed to this rank's experts over all
 // microbatches of the step; empty: experts at capacity.
 Flops program_flops(const ProgramSet& set, const Program& program, const std::vector<std::int64_t>& routed_rows = {});

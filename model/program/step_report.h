@@ -58,4 +58,8 @@ struct StepReport {
   std::vector<RankReport> ranks;
 };
 
+// Of a simulated step: throws std::logic_error, naming the figure, its value and its range, if one is impossible, such as
+// a wait that is negative or longer than the step.
+void check_figures(const StepReport& report);
+
 }  // namespace meshwright

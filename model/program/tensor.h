@@ -11,12 +11,12 @@
 
 namespace meshwright {
 
-enum class DType : std::uint8_t { kF32, kBF16, kF64, kI32 };
+enum class DType : std::uint8_t { kF32, kBF16, kF64, kI32, kF16 };
 constexpr std::string_view name(DType t) {
-  constexpr std::array<std::string_view, 4> names{"f32", "bf16", "f64", "i32"};
+  constexpr std::array<std::string_view, 5> names{"f32", "bf16", "f64", "i32", "f16"};
   return names[static_cast<int>(t)];
 }
-constexpr std::int64_t size_of(DType t) { return t == DType::kF64 ? 8 : t == DType::kBF16 ? 2 : 4; }
+constexpr std::int64_t size_of(DType t) { return t == DType::kF64 ? 8 : t == DType::kBF16 || t == DType::kF16 ? 2 : 4; }
 
 using Shape = std::vector<std::int64_t>;
 std::int64_t elements(const Shape& shape);

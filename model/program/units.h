@@ -35,10 +35,16 @@ constexpr Seconds operator/(Bytes b, BytesPerSecond r) { return {static_cast<dou
 constexpr Seconds operator/(Flops f, FlopsPerSecond r) { return {static_cast<double>(f.value) / r.value}; }
 
 // The engine's clock: whole picoseconds, so that times add and compare exactly and a timeline shifted in time is the
-// same timeline. 2^63 ps are 106 days.
+// same timeline. Times never wrap: to_time() gives kEndOfTime for everything that is longer (or no number), and who adds
+// durations up refuses more than kLongestTime, half of it, together (sim/checked_sum.h): 26 days.
 using Time = std::int64_t;
 constexpr double kPicosecondsPerSecond = 1e12;
-constexpr Time to_time(Seconds s) { return static_cast<Time>(s.value * kPicosecondsPerSecond + 0.5); }
+constexpr Time kEndOfTime = Time{1} << 62, kLongestTime = kEndOfTime / 2;
+constexpr Time to_time(Seconds s) {
+  const double t = s.value * kPicosecondsPerSecond + 0.5;
+  if (!(t < static_cast<double>(kEndOfTime))) return kEndOfTime;
+  return t > 0 ? static_cast<Time>(t) : 0;
+}
 constexpr Seconds to_seconds(Time t) { return {static_cast<double>(t) / kPicosecondsPerSecond}; }
 
 constexpr std::int64_t kGiB = std::int64_t{1} << 30;

@@ -102,6 +102,15 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"StepsThatAreNoNumber", {"run", kSmall, "--system", "v4:2x4x4", "--steps", "few"}, {"--steps", "few"}},
         Case{"NegativeSteps", {"run", kSmall, "--system", "v4:2x4x4", "--steps", "-3"}, {"--steps"}},
         Case{"NegativeSeed", {"run", kSmall, "--system", "v4:2x4x4", "--seed", "-3"}, {"seed", "-3"}},
+        Case{"HalfPrecisionOnATpu",
+             {"search", kPublished, "--system", "v4:2x4x4", "--set", "model_config.model_dtype=float16"},
+             {"model_config.model_dtype = \"float16\"", "bfloat16 or float32 on v4:2x4x4", "model_dtype=bfloat16"}},
+        Case{"MisspeltWordOfAPlan",
+             {"simulate", kPublished, "--system", "v4:2x4x4", "--plan", "8x4x1,schedul=gpipe,microbatch=8"},
+             {"did you mean schedule?", "did you mean microbatches?"}},
+        Case{"LayersThatDoNotAddUp",
+             {"simulate", kPublished, "--system", "v4:2x4x4", "--plan", "8x4x1,layers=13-12-12-10"},
+             {"47 layers in all, not 48"}},
         Case{"DatabaseInNoFolder",
              {"search", kSmall, "--system", "v4:2x2x1", "--db", "no/such/folder/x.db"},
              {"no/such/folder/x.db"}},
@@ -138,6 +147,13 @@ TEST(BadFiles, ABrokenSystemIsRefusedWithThePathOfTheFault) {
   auto system = v4;
   system["memory"]["bytes"]["value"] = -1;
   refused(system, {"s.json", "memory.bytes", "-1"});
+  // Units that slipped: all of them at once, each with what was probably meant.
+  system = v4;
+  system["network"]["link_bytes_per_s"]["value"] = 45;
+  system["compute"]["peak_flops_per_s"]["bf16"]["value"] = 275;
+  system["memory"]["bytes"]["value"] = 32;
+  refused(system, {"network.link_bytes_per_s", "45 GB/s is 4.5e10", "compute.peak_flops_per_s.bf16",
+                   "275 TFLOP/s is 2.75e14", "memory.bytes", "32 GiB is 34359738368"});
   system = v4;
   system.erase("network");
   refused(system, {"network"});

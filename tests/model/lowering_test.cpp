@@ -325,5 +325,24 @@ TEST(Lowering, WhatItCannotExpressItRefusesByName) {
   EXPECT_EQ(not_lowerable(gpt2("gpt2")), "multi-head attention");
 }
 
+TEST(Products, AreExactlyTheKindsThatCountFlopsAndMultiplyInTheComputeType) {
+  std::vector<bool> seen(kOpKinds);
+  for (const DType compute : {DType::kF32, DType::kBF16, DType::kF16}) {
+    TrainingShape shape = kShape;
+    shape.compute = compute;
+    const ProgramSet set = lower(kSmall, shape, {.mesh = {2, 2, 2}, .fsdp = 3, .recompute = Recompute::kFull});
+    for (const Piece& piece : set.pieces)
+      for (const Op& op : piece.ops) {
+        const Work work = work_of(op, piece);
+        EXPECT_EQ(work.flops.value > 0, is_product(kind_of(op))) << op_name(op);
+        if (work.flops.value == 0) continue;
+        seen[kind_of(op)] = true;
+        EXPECT_EQ(work.dtype, compute) << op_name(op);
+      }
+  }
+  for (int kind = 0; kind < kOpKinds; ++kind)
+    EXPECT_EQ(seen[kind], is_product(static_cast<OpKind>(kind))) << kind_name(static_cast<OpKind>(kind));
+}
+
 }  // namespace
 }  // namespace meshwright

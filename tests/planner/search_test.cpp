@@ -3,9 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <thread>
 
+#include "model/input/diagnostics.h"
 #include "tests/planner/problems.h"
 
 namespace meshwright {
@@ -308,6 +311,60 @@ TEST(Figures, FollowFromTheReportByTheirDefinitions) {
   EXPECT_EQ(r.mapping, "somewhere");
   ASSERT_EQ(r.stage_layers.size(), 2u);
   EXPECT_EQ(r.stage_layers[0] + r.stage_layers[1], 4);
+}
+
+TEST(Figures, ThatNoStepHasAreRefusedByNameValueAndRange) {
+  PlanResult good{.plan = parse_plan("2x2x1"),
+                  .step_time_s = 2,
+                  .tokens_per_s = 100,
+                  .mfu = 0.4,
+                  .hfu = 0.5,
+                  .peak_memory_bytes = 1,
+                  .exposed_comm_s = 0.1,
+                  .bubble_fraction = 0.2,
+                  .model_flops = 4,
+                  .executed_flops = 5};
+  EXPECT_NO_THROW(check_figures(good));
+  const std::vector<std::pair<std::string, double PlanResult::*>> times{
+      {"step_time_s", &PlanResult::step_time_s},
+      {"tokens_per_s", &PlanResult::tokens_per_s},
+      {"exposed_comm_s", &PlanResult::exposed_comm_s},
+      {"bubble_fraction", &PlanResult::bubble_fraction},
+      {"executed_flops", &PlanResult::executed_flops}};
+  for (const auto& [name, figure] : times)
+    for (const double value : {-0.729, std::nan(""), std::numeric_limits<double>::infinity()}) {
+      PlanResult bad = good;
+      bad.*figure = value;
+      try {
+        check_figures(bad);
+        ADD_FAILURE() << name << " " << value;
+      } catch (const std::logic_error& error) {
+        EXPECT_EQ(std::string(error.what()).substr(0, name.size()), name);
+      }
+    }
+  PlanResult slow = good;
+  slow.exposed_comm_s = 2.1;  // of a step of 2 s
+  EXPECT_THROW(check_figures(slow), std::logic_error);
+
+  for (double PlanResult::*share : {&PlanResult::mfu, &PlanResult::hfu}) {
+    PlanResult bad = good;
+    bad.*share = 1.24;
+    try {
+      check_figures(bad);
+      ADD_FAILURE() << "accepted";
+    } catch (const InputError& error) {
+      ASSERT_EQ(error.diagnostics().size(), 1u);
+      EXPECT_EQ(error.diagnostics()[0].path, share == &PlanResult::mfu ? "mfu" : "hfu");
+      EXPECT_EQ(error.diagnostics()[0].value, "1.24");
+      EXPECT_EQ(error.diagnostics()[0].allowed, "0 to 1");
+    }
+  }
+  PlanResult drops_tokens = good;  // two thirds of the model's FLOPs are executed
+  drops_tokens.model_flops = 6;
+  drops_tokens.executed_flops = 4;
+  drops_tokens.mfu = 1.2;
+  drops_tokens.hfu = 0.8;
+  EXPECT_NO_THROW(check_figures(drops_tokens));
 }
 
 }  // namespace

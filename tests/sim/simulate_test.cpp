@@ -2,9 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <limits>
 #include <random>
 #include <stdexcept>
 
+#include "model/input/diagnostics.h"
 #include "model/lowering/lower.h"
 #include "tests/sim/handmade.h"
 
@@ -214,6 +217,91 @@ TEST(Simulate, FastAgreesWithFullOnLoweredPlans) {
             ++plans;
           }
   EXPECT_GE(plans, 100);
+}
+
+// ---- the end of time ---------------------------------------------------------------------------------------------------
+
+TEST(Times, NeverWrap) {
+  EXPECT_EQ(to_time({1e-12}), 1);
+  EXPECT_EQ(to_time({4e6}), 4'000'000'000'000'000'000);
+  for (const double s :
+       {4.7e6, 1e7, 1e300, std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()})
+    EXPECT_EQ(to_time({s}), kEndOfTime) << s;
+  EXPECT_EQ(to_time({-1e300}), 0);
+}
+
+// The same figures; in seconds, as picoseconds beyond 2^53 are rounded there.
+void expect_same_seconds(const StepReport& a, const StepReport& b) {
+  EXPECT_EQ(a.step_time, b.step_time);
+  ASSERT_EQ(a.ranks.size(), b.ranks.size());
+  for (std::size_t s = 0; s < a.ranks.size(); ++s) {
+    EXPECT_EQ(a.ranks[s].end, b.ranks[s].end);
+    EXPECT_EQ(a.ranks[s].compute, b.ranks[s].compute);
+    EXPECT_EQ(a.ranks[s].exposed_comm, b.ranks[s].exposed_comm);
+    EXPECT_EQ(a.ranks[s].bubble, b.ranks[s].bubble);
+  }
+}
+
+TEST(Times, AStepThatIsTooLongIsRefusedByBothSimulationsAndOneThatJustFitsAgrees) {
+  for (const Schedule schedule : {Schedule::kGPipe, Schedule::k1F1B}) {
+    // 2 stages x 8 microbatches of f and 2 f, and nothing else: 48 f are kLongestTime.
+    const Time f = kLongestTime / 48;
+    const ProgramSet set = textbook_pipeline(schedule, 2, 8);
+    const NamedCost longest({{"forward", f}, {"backward", 2 * f}});
+    const StepReport fits = simulate_full(set, longest);
+    EXPECT_EQ(fits.step_time, to_seconds(9 * 3 * f));
+    expect_same_seconds(fits, simulate_fast(set, longest).value());
+    for (const Time forward : {f + 1 + f / 1000, kLongestTime / 2, kLongestTime, kEndOfTime}) {
+      const NamedCost cost({{"forward", forward}, {"backward", 2 * f}});
+      EXPECT_THROW(simulate_full(set, cost), InputError) << forward;
+      EXPECT_THROW(simulate_fast(set, cost), InputError) << forward;
+    }
+  }
+}
+
+TEST(Times, FastAgreesWithFullUpToTheLongestStep) {
+  // Durations so long that they add up to about half of what is allowed.
+  std::mt19937_64 random(5);
+  int simulated = 0;
+  for (int trial = 0; trial < 100; ++trial) {
+    const ProgramSet set = random_program(random, trial % 2 ? Schedule::k1F1B : Schedule::kGPipe, 1 + trial % 4, 3);
+    std::int64_t ops = 1;
+    for (const Program& stage : set.stages) for_each_op(set, stage, [&](auto&&...) { ++ops; });
+    const RandomCost cost(random(), kLongestTime / ops);
+    StepReport full;
+    try {
+      full = simulate_full(set, cost);
+    } catch (const std::logic_error&) {  // it waits for itself
+      continue;
+    }
+    if (const auto fast = simulate_fast(set, cost)) {
+      ++simulated;
+      expect_same_seconds(full, *fast);
+    }
+  }
+  EXPECT_GT(simulated, 20);
+}
+
+TEST(Figures, OfAStepThatCannotBeAreRefusedByName) {
+  const StepReport good{{2.0},
+                        {{.rank = {0, 1, 0}, .end = {2.0}, .exposed_comm = {0.5}, .bubble = {0.5}, .compute = {1.0}}}};
+  EXPECT_NO_THROW(check_figures(good));
+  const auto message = [&](auto&& change) -> std::string {
+    StepReport bad = good;
+    change(bad);
+    try {
+      check_figures(bad);
+    } catch (const std::logic_error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(message([](StepReport& r) { r.ranks[0].exposed_comm = {-2.5}; }),
+            "stage 1: exposed communication of -2.5 s: 0 to the step's 2 s");
+  EXPECT_EQ(message([](StepReport& r) { r.ranks[0].bubble = {2.1}; }), "stage 1: bubble of 2.1 s: 0 to the step's 2 s");
+  EXPECT_NE(message([](StepReport& r) { r.step_time = {std::numeric_limits<double>::quiet_NaN()}; }), "");
+  EXPECT_NE(message([](StepReport& r) { r.ranks[0].peak_bytes = {-1}; }), "");
+  EXPECT_NE(message([](StepReport& r) { r.ranks[0].traffic[{"send", "pp"}] = {-1}; }), "");
 }
 
 }  // namespace

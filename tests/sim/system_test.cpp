@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -11,6 +13,7 @@
 #include <vector>
 
 #include "model/input/diagnostics.h"
+#include "model/program/op_work.h"
 #include "tests/systems.h"
 
 namespace meshwright {
@@ -259,6 +262,137 @@ INSTANTIATE_TEST_SUITE_P(
         Breakage{"MissingCollective", kCoresFile, [](Json& j) { j["network"]["collectives"].erase(1); },
                  "network.collectives"}),
     [](const auto& info) { return info.param.what; });
+
+// ---- numbers that no machine has ---------------------------------------------------------------------------------------
+
+struct Slipped {
+  const char* pointer;  // to the number, in the file
+  double value;
+  const char* hint;
+};
+
+TEST(PlausibleNumbers, TheUsualSlipOfEveryKeyOfADataSheetIsExplained) {
+  const std::vector<Slipped> slips{
+      {"/memory/bytes/value", 32, "32: below 1048576; 32 GiB is 34359738368"},
+      {"/memory/usable_bytes/value", 30, "30: below 1048576; 30 GiB is 32212254720"},
+      {"/compute/peak_flops_per_s/bf16/value", 275, "275: below 1e8; 275 TFLOP/s is 2.75e14"},
+      {"/compute/peak_flops_per_s/f32/value", 0.0459, "0.0459: below 1e8; 0.0459 PFLOP/s is 4.59e13"},
+      {"/compute/matmul_efficiency/value", 90, "90: above 1; 90 % is 0.9"},
+      {"/compute/tile_rows/value", 0, nullptr},
+      {"/compute/tile_columns/value", 1e7, nullptr},
+      {"/compute/tile_depth/value", -128, nullptr},
+      {"/compute/memory_bytes_per_s/value", 1230, "1230: below 1e8; 1230 GB/s is 1.23e12"},
+      {"/compute/memory_efficiency/value", 85, "85: above 1; 85 % is 0.85"},
+      {"/compute/op_overhead_us/value", 1e-6, "1e-6: below 0.0001; 1e-6 s is 1"},
+      {"/network/link_bytes_per_s/value", 45, "45: below 1e6; 45 GB/s is 4.5e10"},
+      {"/network/link_efficiency/value", 87, "87: above 1; 87 % is 0.87"},
+      {"/network/hop_latency_us/value", -1, "-1: below 0.0001; look at its unit"},
+      {"/network/collective_overhead_us/value", 1e7, "1e7: above 1e6; 1e7 ns is 10000"},
+      {"/network/message_overhead_us/value", 1e-5, "1e-5: below 0.0001; 1e-5 s is 10"}};
+  const auto change = [](Json& j, const Slipped& slip) {
+    Json& at = j.at(Json::json_pointer(slip.pointer));
+    if (at.is_number_integer() && slip.value == std::floor(slip.value))
+      at = static_cast<std::int64_t>(slip.value);
+    else
+      at = slip.value;
+  };
+  for (const Slipped& slip : slips) {
+    const ChangedFile file(kV4File, [&](Json& j) { change(j, slip); });
+    const auto wrong = file.diagnostics("2x4x4");
+    ASSERT_EQ(wrong.size(), 1u) << slip.pointer;
+    std::string path(slip.pointer + 1);
+    std::ranges::replace(path, '/', '.');
+    EXPECT_EQ(wrong[0].path, path);
+    if (slip.hint != nullptr) EXPECT_EQ(wrong[0].hint, slip.hint) << slip.pointer;
+    EXPECT_FALSE(wrong[0].allowed.empty()) << slip.pointer;
+  }
+  const ChangedFile all(kV4File, [&](Json& j) {
+    for (const Slipped& slip : slips) change(j, slip);
+  });
+  EXPECT_EQ(all.diagnostics("2x4x4").size(), slips.size());  // in one pass
+}
+
+TEST(PlausibleNumbers, TheUsualSlipOfEveryMeasurementIsExplained) {
+  const std::vector<Slipped> slips{
+      {"/compute/peak_flops_per_s/f32/value", 230, "230: below 1e8; 230 TFLOP/s is 2.3e14"},
+      {"/compute/kinds/gemm/overhead_us/value", 1e9, "1e9: above 1e6; look at its unit"},
+      {"/compute/kinds/adamw/bytes_per_s/value", 50, "50: below 10000; 50 GB/s is 5e10"},
+      {"/compute/kinds/gemm/flops_per_s/f32/points/0/flops_per_s", 50, "50: below 10000; 50 GFLOP/s is 5e10"},
+      {"/compute/kinds/gemm/flops_per_s/f32/points/0/smallest_dimension", 0, nullptr},
+      {"/topology/devices/value", 0, nullptr},
+      {"/network/collectives/0/members", 1, nullptr},
+      {"/network/collectives/0/points/0/bytes", 0.5, nullptr},
+      {"/network/collectives/0/points/0/us", 4e-7, "4e-7: below 0.0001; 4e-7 s is 0.4"},
+      {"/network/message/points/0/us", 1e12, "1e12: above 1e9; look at its unit"}};
+  for (const Slipped& slip : slips) {
+    const ChangedFile file(kCoresFile, [&](Json& j) {
+      Json& at = j.at(Json::json_pointer(slip.pointer));
+      if (slip.value == std::floor(slip.value))
+        at = static_cast<std::int64_t>(slip.value);
+      else
+        at = slip.value;
+    });
+    const auto wrong = file.diagnostics("");
+    ASSERT_EQ(wrong.size(), 1u) << slip.pointer;
+    if (slip.hint != nullptr) EXPECT_EQ(wrong[0].hint, slip.hint) << slip.pointer;
+  }
+}
+
+TEST(PlausibleNumbers, MachinesFromOneOldCoreToARackOfTheNewestAreAllowed) {
+  struct Sheet {
+    const char* name;
+    double memory, peak, memory_rate, link, latency;
+  };
+  for (const Sheet& sheet :
+       {Sheet{"one core of a single-board computer, 100 Mbit/s", 0x1p29, 4e9, 2e9, 12.5e6, 100},
+        Sheet{"TPU v2", 8e9, 22.5e12, 0.3e12, 6.2e10, 1}, Sheet{"GB300", 288e9, 15e15, 8e12, 9e11, 0.5},
+        Sheet{"a wafer", 44e9, 62.5e15, 2.1e14, 1e12, 0},
+        Sheet{"two sites, one device each", 24e12, 1e17, 1e13, 1e10, 50'000}}) {
+    const ChangedFile file(kV4File, [&](Json& j) {
+      j["memory"]["bytes"]["value"] = j["memory"]["usable_bytes"]["value"] = static_cast<std::int64_t>(sheet.memory);
+      j["compute"]["peak_flops_per_s"]["bf16"]["value"] = sheet.peak;
+      j["compute"]["memory_bytes_per_s"]["value"] = sheet.memory_rate;
+      j["network"]["link_bytes_per_s"]["value"] = sheet.link;
+      j["network"]["hop_latency_us"]["value"] = sheet.latency;
+    });
+    EXPECT_THAT(file.diagnostics("2x4x4"), ::testing::IsEmpty()) << sheet.name;
+  }
+}
+
+TEST(PlausibleNumbers, ASliceOfMoreChipsThanAnyMachineHasIsRefused) {
+  const ChangedFile huge(kV4File, [](Json& j) { j["topology"]["largest_slice"]["value"] = "1048576x1048576x1048576"; });
+  EXPECT_EQ(huge.diagnostics("4096x65536x1048576").size(), 1u);
+}
+
+// ---- products without rates --------------------------------------------------------------------------------------------
+
+TEST(MeasuredProducts, WithoutRatesAreRefusedWithTheirKindAndWhatIsMissing) {
+  const ChangedFile gemm(kCoresFile, [](Json& j) { j["compute"]["kinds"]["gemm"].erase("flops_per_s"); });
+  auto wrong = gemm.diagnostics("");
+  ASSERT_EQ(wrong.size(), 1u);
+  EXPECT_EQ(wrong[0].source, gemm.path().string());
+  EXPECT_EQ(wrong[0].path, "compute.kinds.gemm");
+  EXPECT_THAT(wrong[0].allowed, HasSubstr("flops_per_s"));
+  EXPECT_THAT(wrong[0].hint, HasSubstr("gemm"));
+
+  // Kinds that are not listed cost as others do, so these need rates; not where all products are listed.
+  const ChangedFile other(kCoresFile, [](Json& j) { j["compute"]["kinds"]["other"].erase("flops_per_s"); });
+  wrong = other.diagnostics("");
+  ASSERT_EQ(wrong.size(), 1u);
+  EXPECT_EQ(wrong[0].path, "compute.kinds.other");
+  for (int kind = 0; kind < kOpKinds; ++kind) {
+    const std::string name(kind_name(static_cast<OpKind>(kind)));
+    if (is_product(static_cast<OpKind>(kind)) && name != "gemm") EXPECT_THAT(wrong[0].hint, HasSubstr(name));
+  }
+  const ChangedFile listed(kCoresFile, [](Json& j) {
+    Json& kinds = j["compute"]["kinds"];
+    kinds["other"].erase("flops_per_s");
+    for (int kind = 0; kind < kOpKinds; ++kind)
+      if (is_product(static_cast<OpKind>(kind)))
+        kinds[std::string(kind_name(static_cast<OpKind>(kind)))] = Json(kinds["gemm"]);
+  });
+  EXPECT_THAT(listed.diagnostics(""), ::testing::IsEmpty());
+}
 
 }  // namespace
 }  // namespace meshwright
