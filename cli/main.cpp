@@ -76,9 +76,11 @@ int main(int argc, char** argv) {
                "meshwright"};
   app.require_subcommand(1);
   app.footer(
-      "Exit codes: 0 done; 1 internal error; 2 bad input (each fault on stderr with path, value and hint);\n"
+      "Exit codes: 0 done; 1 internal error, or stdout can't be written;\n"
+      "            2 bad input (each fault on stderr with path, value and hint);\n"
       "            3 nothing feasible: no plan fits in memory, or the one that was asked for does not;\n"
-      "            4 diverged: a loss or gradient was not finite, and training stopped before it reached the weights.\n"
+      "            4 diverged: a loss or gradient was not finite, and training stopped before it reached the weights;\n"
+      "            130 interrupted.\n"
       "Data go to stdout, progress and log to stderr.\n"
       "Examples:\n"
       "  meshwright params configs/jaxformer-moe1b.json\n"

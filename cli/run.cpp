@@ -415,7 +415,7 @@ void add_run(CLI::App& app, Invocation& invocation) {
                     "collectives; 3 steps");
   command
       ->add_option("--data", options->data,
-                   "Text, a .npy file of tokens, or a folder of them; without it the World English Bible")
+                   "UTF-8 text, a .npy file of tokens, or a folder of .npy files; without it the World English Bible")
       ->type_name("FILE");
   command->add_option("--steps", options->steps, "Steps to run; without it training_steps")
       ->type_name("N")
