@@ -41,7 +41,7 @@ std::vector<PlainJson> systems() {
 
 std::vector<Diagnostic> faults_of_system(const TemporaryFolder& folder, const PlainJson& system) {
   try {
-    load_system_file(folder.write("s.json", system.dump()), system.at("topology").contains("block") ? "2x2x1" : "");
+    load_system_file(folder.write("s.json", system.dump()), system.at("topology").contains("host") ? "2x2x2" : "");
   } catch (const InputError& error) {
     return error.diagnostics();
   }
