@@ -168,8 +168,8 @@ const std::map<std::string, Promise>& promises() {
               EXPECT_THAT(outcome.out, HasSubstr("embedding.embedding"));  // every tensor and where it lies
               ASSERT_TRUE(std::filesystem::exists(reader.file("step.json")));
               std::set<std::string> names;
-              for (const Json& e : Json::parse(text_of(reader.file("step.json"))).at("traceEvents"))
-                names.insert(e.at("name"));
+              const Json trace = Json::parse(text_of(reader.file("step.json")));
+              for (const Json& e : trace.at("traceEvents")) names.insert(e.at("name"));
               for (const char* name : {"L0 ffn.0", "L0 ffn.0 dx", "L0 ffn.0 dW", "forward m3", "backward m3", "bubble",
                                        "exposed communication", "memory: activations", "link use: tp"})
                 EXPECT_TRUE(names.contains(name)) << name;
