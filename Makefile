@@ -13,7 +13,7 @@ PACKAGES := g++ cmake ninja-build pkg-config openmpi-bin libopenmpi-dev libdnnl-
 # make install PREFIX=$HOME/.local; DESTDIR is put before it, for packagers.
 PREFIX ?= /usr/local
 
-.PHONY: all setup build test demo bench install clean
+.PHONY: all setup build test sanitize fuzz demo bench install clean
 all: build
 
 # Installs only what is not there, so that a machine that has everything needs no network and no root.
@@ -31,6 +31,31 @@ build: setup
 
 test: build
 	ctest --test-dir $(BUILD) --output-on-failure -j 2
+
+# The same tests with AddressSanitizer and UndefinedBehaviorSanitizer, but for those that need many ranks and long steps.
+sanitize: setup
+	@cmake --preset dev >/dev/null
+	cmake --build --preset dev
+	ctest --preset dev -j 2
+
+# Searches for input that breaks a promise of tests/fuzz/targets.h, from every way in, two at a time. What is found lies in
+# build/fuzz/finds: put it into tests/fuzz/corpus/ with the change that mends it.
+FUZZ_SECONDS := 60
+FUZZED := config system plan npy rows
+fuzz: PACKAGES += clang-16 libclang-rt-16-dev
+fuzz: setup
+	@cmake --preset fuzz >/dev/null
+	cmake --build --preset fuzz
+	@$(MAKE) --no-print-directory -k -j 2 -O $(FUZZED:%=fuzz-%)
+
+fuzz-%: FUZZ_BYTES = 4096
+fuzz-config fuzz-system: FUZZ_BYTES = 16384
+fuzz-%:
+	@mkdir -p build/fuzz/finds build/fuzz/corpus/$*
+	@echo "== $*: $(FUZZ_SECONDS) s"
+	@build/fuzz/tests/fuzz/fuzz_$* -max_total_time=$(FUZZ_SECONDS) -max_len=$(FUZZ_BYTES) -timeout=20 -rss_limit_mb=2048 \
+	  -dict=tests/fuzz/dictionaries/$*.dict -artifact_prefix=build/fuzz/finds/$*- -verbosity=0 -print_final_stats=1 \
+	  build/fuzz/corpus/$* tests/fuzz/corpus/$*
 
 # The main job: search the best mesh of the published configuration, rehearse the winner on as many ranks as it has, then
 # train a small model of the same kind by the best plan for this machine.

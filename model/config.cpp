@@ -28,8 +28,9 @@ constexpr std::int64_t kMaxExperts = 1 << 12;
 constexpr std::int64_t kMaxChoices = 1 << 6;
 constexpr std::int64_t kMaxShared = 1 << 8;
 constexpr std::int64_t kMaxBatch = 1 << 20;
-constexpr std::int64_t kMaxAxis = 1 << 20;
-constexpr std::int64_t kMaxDevices = 1 << 20;
+constexpr std::int64_t kMaxAxis = 1'000'000;  // this and the next two: what --plan reads, as every mesh is a plan's
+constexpr std::int64_t kMaxDevices = 1'000'000;
+constexpr std::int64_t kMaxMicrobatches = 1'000'000;
 constexpr std::int64_t kMaxSteps = 1'000'000'000'000;
 constexpr std::int64_t kMaxTokensPerStep = std::int64_t{1} << 40;  // and per evaluation
 constexpr double kMaxParameters = 1e13;
@@ -180,14 +181,14 @@ class ConfigReader {
     const auto tokens = section.integer("T", {1, kMaxTokens});
     has_batch_ = store(config_.train_batch_size, section.integer("train_batch_size", {1, kMaxBatch}));
     store(config_.val_batch_size, section.integer("val_batch_size", {1, kMaxBatch}));
-    const bool microbatches = store(config_.microbatches, section.integer("micro_batch_size", {1, kMaxBatch}));
+    has_microbatches_ = store(config_.microbatches, section.integer("micro_batch_size", {1, kMaxBatch}));
 
     if (tokens && has_model_T_ && *tokens != config_.sequence_length) {
       reader_.report(section.path("T"),
                      fmt::format("the value of model_config.T, which is {}", config_.sequence_length),
                      "both are the tokens of a sequence: set model_config.T and data_config.T alike");
     }
-    if (has_batch_ && microbatches && config_.train_batch_size % config_.microbatches != 0) {
+    if (has_batch_ && has_microbatches_ && config_.train_batch_size % config_.microbatches != 0) {
       reader_.report(section.path("micro_batch_size"),
                      fmt::format("a divisor of train_batch_size, which is {}", config_.train_batch_size),
                      fmt::format("it is the number of microbatches, not their size; the nearest one is {}",
@@ -221,7 +222,7 @@ class ConfigReader {
     const auto axes =
         section.integers("n_device_axis", 3, {1, kMaxAxis}, "ranks along dp, pp and tp, for example [8, 2, 2]");
     if (!axes) return;
-    // Each is at most 2^20, so that their product stays within 2^60.
+    // Each is at most 10^6, so that their product stays within 63 bits.
     if ((*axes)[0] * (*axes)[1] * (*axes)[2] > kMaxDevices) {
       reader_.report(section.path("n_device_axis"), fmt::format("at most {} devices in all", kMaxDevices),
                      "devices are the product of dp, pp and tp");
@@ -262,6 +263,11 @@ class ConfigReader {
   }
 
   void relate_sections() {
+    if (has_microbatches_ && has_grad_step_ && config_.microbatches * config_.grad_step > kMaxMicrobatches) {
+      reader_.report("data_config.micro_batch_size",
+                     fmt::format("micro_batch_size * grad_step of at most {} microbatches a step", kMaxMicrobatches),
+                     fmt::format("it is {}: lower one of them", config_.microbatches * config_.grad_step));
+    }
     if (!has_mesh_ || !has_batch_ || !has_grad_step_ || !has_model_T_) return;
     double tokens = config_.mesh.dp;
     for (std::int64_t factor : {config_.train_batch_size, config_.grad_step, config_.sequence_length}) {
@@ -368,7 +374,7 @@ class ConfigReader {
   JsonReader reader_;
   ObjectReader top_;
   TrainingConfig config_;
-  bool has_model_T_ = false, has_batch_ = false, has_mesh_ = false, has_grad_step_ = false;
+  bool has_model_T_ = false, has_batch_ = false, has_mesh_ = false, has_grad_step_ = false, has_microbatches_ = false;
 };
 
 }  // namespace
