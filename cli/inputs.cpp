@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <iostream>
 
+#include "cli/interrupt.h"
 #include "executor/data/cache.h"
 #include "executor/launch/launcher.h"
 #include "model/input/content_key.h"
@@ -96,8 +97,9 @@ System load_any_system(const std::string& spec, const Invocation& invocation) {
     if (is_started_rank())
       throw InputError(Diagnostic{"--system", "", "\"local\"", "a machine that was measured",
                                   "run `meshwright calibrate` once, without mpirun"});
-    if (const int code = calibrate_machine(invocation); code != kDone)
-      throw std::runtime_error(fmt::format("the calibration ended with exit code {}", code));
+    const int code = calibrate_machine(invocation);
+    if (code > 128) throw Interrupted{code};
+    if (code != kDone) throw std::runtime_error(fmt::format("the calibration ended with exit code {}", code));
   }
   return load_system_file(file, spec == kLocal ? "" : spec.substr(kLocal.size() + 1));
 }
@@ -127,16 +129,25 @@ SearchKey search_key(const TrainingConfig& config, const System& system) {
 std::int64_t search_and_store(const TrainingConfig& config, const System& system, Store& store, SearchResult& result) {
   const DType compute = compute_type(config, system);
   const Problem problem = make_problem(config, system, compute);
+  std::int64_t total = 0;
   {
     ProgressLine line;
+    const Interruption interruption;
     result = search(
-        problem, machine(system, compute), {.progress = [&](const SearchProgress& p) {
-          line.show(fmt::format(
-              "{} of {} plans, {} too large{}", p.evaluated, p.total, p.too_large,
-              p.best ? fmt::format("; best {} ms: {}", milliseconds({p.best->step_time_s}), to_text(p.best->plan))
-                     : ""));
-        }});
+        problem, machine(system, compute),
+        {.progress =
+             [&](const SearchProgress& p) {
+               total = p.total;
+               line.show(fmt::format(
+                   "{} of {} plans, {} too large{}", p.evaluated, p.total, p.too_large,
+                   p.best ? fmt::format("; best {} ms: {}", milliseconds({p.best->step_time_s}), to_text(p.best->plan))
+                          : ""));
+             },
+         .stop = [] { return interrupting_signal() != 0; }});
   }
+  if (!result.complete)
+    log_warning(
+        fmt::format("interrupted after {} of {} plans: the best may be among the others", result.evaluated, total));
   return store.save(search_key(config, system), result);
 }
 
@@ -148,6 +159,7 @@ ChosenPlan best_plan(bool runnable_only, const TrainingConfig& config, const Sys
     log_info(fmt::format("no search of {} on {} is stored: searching first", config.name, system.name));
     SearchResult result;
     search = search_and_store(config, system, store, result);
+    if (!result.complete) throw Interrupted{128 + interrupting_signal()};
   }
   const auto best = store.best(*search);
   const auto chosen = runnable_only ? store.best_runnable(*search) : best;

@@ -81,7 +81,8 @@ Problem make_problem(const TrainingConfig& config, const System& system, DType c
 
 SearchKey search_key(const TrainingConfig& config, const System& system);
 
-// Searches with a progress line, and stores the result. Returns its id there.
+// Searches with a progress line, and stores the result. Returns its id there. Ctrl-C ends the search early: `result` is
+// then not complete, which is said, and stored all the same.
 std::int64_t search_and_store(const TrainingConfig& config, const System& system, Store& store, SearchResult& result);
 
 // A plan that was asked for, and where it is stored.
@@ -92,7 +93,7 @@ struct ChosenPlan {
 };
 
 // `text`: "best" (the newest stored search of this question answers, or a new one), the id of a stored plan, "published",
-// or a plan. `runnable_only`: best is the best that can be run; what it passes over is logged.
+// or a plan. A search that was interrupted is no answer: where this one is, it throws Interrupted. `runnable_only`: best is the best that can be run; what it passes over is logged.
 // Throws InputError: an id that is not there or of another question, a plan that is illegal or of another size than the
 // system.
 ChosenPlan choose_plan(const std::string& text, bool runnable_only, const TrainingConfig& config, const System& system,

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "cli/command.h"
+#include "cli/interrupt.h"
 #include "executor/launch/launcher.h"
 #include "executor/launch/mpi_session.h"
 #include "model/input/json_reader.h"
@@ -55,7 +56,8 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(
       "Exit codes: 0 done; 1 internal error; 2 bad input (each fault on stderr with path, value and hint);\n"
-      "            3 nothing feasible: no plan fits in memory, or the one that was asked for does not.\n"
+      "            3 nothing feasible: no plan fits in memory, or the one that was asked for does not;\n"
+      "            128 + N ended by signal N, so 130 after Ctrl-C, with what is known so far.\n"
       "Data go to stdout, progress and log to stderr.\n"
       "Examples:\n"
       "  meshwright params configs/jaxformer-moe1b.json\n"
@@ -83,6 +85,8 @@ int main(int argc, char** argv) {
     std::cout.flush();
     if (!std::cout) return fail(kInternalError, "internal error: stdout can't be written\n");
     return code;
+  } catch (const Interrupted& by) {
+    return fail(by.code, "");
   } catch (const InputError& error) {
     return fail(kBadInput, fmt::format("{}\n", error.what()));
   } catch (const std::exception& error) {

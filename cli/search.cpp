@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "cli/inputs.h"
+#include "cli/interrupt.h"
 #include "reports/search_report.h"
 
 namespace meshwright {
@@ -25,6 +26,7 @@ void add_search(CLI::App& app, Invocation& invocation) {
       ->check(CLI::Range(1, 1'000'000));
   command->footer(
       "Every plan and its prediction go into the database. Exit code 3: no plan fits in memory.\n"
+      "Ctrl-C ends it with the plans that were looked at: they are printed and stored, and it exits with 130.\n"
       "Examples:\n"
       "  meshwright search configs/jaxformer-moe1b.json --system v4:2x4x4\n"
       "  meshwright search configs/moe-small.json --system local --top 5\n"
@@ -46,6 +48,7 @@ void add_search(CLI::App& app, Invocation& invocation) {
       log_info(
           fmt::format("stored in {} as search {}{}", options->system.database, id,
                       result.plans.empty() ? "" : fmt::format("; the best plan is --plan {}", store.best(id)->id)));
+      if (!result.complete) return 128 + interrupting_signal();
       return result.plans.empty() ? kNothingFeasible : kDone;
     };
   });

@@ -139,10 +139,11 @@ std::string search_report(const SearchResult& result, const SearchHeading& headi
 }
 
 OrderedJson to_json(const SearchResult& result, const SearchHeading& heading) {
-  OrderedJson out{
-      {"config", heading.config},         {"system", heading.system},      {"devices", heading.devices},
-      {"plans", OrderedJson::array()},    {"evaluated", result.evaluated}, {"rejected", OrderedJson::object()},
-      {"smallest_excess_bytes", nullptr}, {"published", nullptr},          {"elapsed_s", result.elapsed_s}};
+  OrderedJson out{{"config", heading.config},         {"system", heading.system},
+                  {"devices", heading.devices},       {"plans", OrderedJson::array()},
+                  {"evaluated", result.evaluated},    {"rejected", OrderedJson::object()},
+                  {"smallest_excess_bytes", nullptr}, {"published", nullptr},
+                  {"elapsed_s", result.elapsed_s},    {"complete", result.complete}};
   for (const PlanResult& plan : result.plans) out["plans"].push_back(to_json(plan));
   for (const auto& [reason, r] : result.rejected()) {
     out["rejected"][reason] = r.count;
