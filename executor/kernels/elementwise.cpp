@@ -1,9 +1,9 @@
 #include "executor/kernels/elementwise.h"
 
 #include <algorithm>
-#include <cassert>
 
 #include "executor/kernels/vector_math.h"
+#include "model/program/check.h"
 
 namespace meshwright::kernels {
 
@@ -33,7 +33,7 @@ void add_bias(std::int64_t rows, std::int64_t n, const Real* bias, Real* x, std:
 template <class Real>
 void column_sum(std::int64_t rows, std::int64_t n, const Real* x, std::int64_t ld, bool accumulate, std::int64_t repeat,
                 Real* out) {
-  assert(repeat >= 1);
+  check(repeat >= 1, "column sum: repeated {} times", repeat);
   constexpr std::int64_t kColumns = 256;  // sums of so many columns stay in L1
   Real sums[kColumns];
   for (std::int64_t first = 0; first < n; first += kColumns) {
