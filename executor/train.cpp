@@ -7,6 +7,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "executor/launch/heartbeat.h"
 #include "executor/median.h"
 #include "model/input/diagnostics.h"
 
@@ -114,6 +115,7 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
     if (step == 0) summary.first_loss = result.loss;
     summary.last_loss = result.loss;
     count = {result.report, result.routed_rows};
+    own_beat().now(Activity::kReporting);
     if (executor.mesh().rank() == 0 && on_step)
       on_step({step, lr, worst[0], static_cast<std::int64_t>(worst[1]), std::move(result)});
   }
