@@ -9,6 +9,7 @@
 #include <cstdio>
 
 #include "cli/configs.h"
+#include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "executor/data/cache.h"
 #include "executor/launch/launcher.h"
@@ -124,8 +125,9 @@ System load_any_system(const std::string& spec, const Invocation& invocation) {
     if (is_started_rank())
       throw InputError(Diagnostic{"--system", "", "\"local\"", "a machine that was measured",
                                   "run `meshwright calibrate` once, without mpirun"});
-    if (const int code = calibrate_machine(invocation); code != kDone)
-      throw std::runtime_error(fmt::format("the calibration ended with exit code {}", code));
+    const int code = calibrate_machine(invocation);
+    if (code > 128) throw Interrupted{code};
+    if (code != kDone) throw std::runtime_error(fmt::format("the calibration ended with exit code {}", code));
   }
   return load_system_file(file, spec == kLocal ? "" : spec.substr(kLocal.size() + 1));
 }
@@ -166,13 +168,28 @@ SearchKey search_key(const TrainingConfig& config, const System& system) {
 SearchResult search_plans(const TrainingConfig& config, const System& system) {
   const DType compute = compute_type(config, system);
   const Problem problem = make_problem(config, system, compute);
-  ProgressLine line;
-  return search(
-      problem, machine(system, compute), {.progress = [&](const SearchProgress& p) {
-        line.show(fmt::format(
-            "{} of {} plans, {} too large{}", with_commas(p.evaluated), with_commas(p.total), with_commas(p.too_large),
-            p.best ? fmt::format("; best {}: {}", seconds_text(p.best->step_time_s), to_text(p.best->plan)) : ""));
-      }});
+  std::int64_t total = 0;
+  SearchResult result;
+  {
+    ProgressLine line;
+    const Interruption interruption;
+    result = search(
+        problem, machine(system, compute),
+        {.progress =
+             [&](const SearchProgress& p) {
+               total = p.total;
+               line.show(fmt::format(
+                   "{} of {} plans, {} too large{}", with_commas(p.evaluated), with_commas(p.total),
+                   with_commas(p.too_large),
+                   p.best ? fmt::format("; best {}: {}", seconds_text(p.best->step_time_s), to_text(p.best->plan))
+                          : ""));
+             },
+         .stop = [] { return interrupting_signal() != 0; }});
+  }
+  if (!result.complete)
+    log_warning(fmt::format("interrupted after {} of {} plans: the best may be among the others",
+                            with_commas(result.evaluated), with_commas(total)));
+  return result;
 }
 
 namespace {
@@ -204,6 +221,7 @@ ChosenPlan best_plan(bool runnable_only, const TrainingConfig& config, const Sys
   } catch (const InputError& error) {  // its answer is good all the same
     log_warning(fmt::format("the search is not stored: {}", error.what()));
   }
+  if (!result.complete) throw Interrupted{128 + interrupting_signal()};
   return best_of(result, search, store, runnable_only, system, headroom);
 }
 

@@ -85,7 +85,7 @@ Problem make_problem(const TrainingConfig& config, const System& system, DType c
 
 SearchKey search_key(const TrainingConfig& config, const System& system);
 
-// Searches with a progress line.
+// Searches with a progress line. Ctrl-C ends it early: the result is then not complete, which is said.
 SearchResult search_plans(const TrainingConfig& config, const System& system);
 
 // A plan that was asked for, and where it is stored.
@@ -96,8 +96,8 @@ struct ChosenPlan {
 };
 
 // `text`: "best" (of the newest stored search of this question, or of a new one, with a warning where it can't be stored; see
-// preferred()), the id of a stored plan, "published", or a plan. `runnable_only`: best is the best that can be run; what it
-// passes over is logged.
+// preferred()), the id of a stored plan, "published", or a plan. A search that was interrupted is no answer: where this one
+// is, it throws Interrupted. `runnable_only`: best is the best that can be run; what it passes over is logged.
 // Throws InputError: an id that is not there or of another question, a plan that is illegal or of another size than the
 // system.
 ChosenPlan choose_plan(const std::string& text, bool runnable_only, const TrainingConfig& config, const System& system,

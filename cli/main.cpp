@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "cli/command.h"
+#include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/version.h"
 #include "executor/diverged.h"
@@ -80,7 +81,7 @@ int main(int argc, char** argv) {
       "            2 bad input (each fault on stderr with path, value and hint);\n"
       "            3 nothing feasible: no plan fits in memory, or the one that was asked for does not;\n"
       "            4 diverged: a loss or gradient was not finite, and training stopped before it reached the weights;\n"
-      "            130 interrupted.\n"
+      "            128 + N ended by signal N, so 130 after Ctrl-C, with what is known so far.\n"
       "Data go to stdout, progress and log to stderr.\n"
       "Examples:\n"
       "  meshwright params configs/jaxformer-moe1b.json\n"
@@ -110,6 +111,8 @@ int main(int argc, char** argv) {
     return code;
   } catch (const OutputError& error) {
     return fail(kInternalError, fmt::format("{}\n", error.what()));
+  } catch (const Interrupted& by) {
+    return fail(by.code, "");
   } catch (const InputError& error) {
     return fail(kBadInput, fmt::format("{}\n", error.what()));
   } catch (const Diverged& error) {

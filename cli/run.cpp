@@ -47,6 +47,7 @@ struct Options {
   std::string data, trace;
   std::optional<std::int64_t> steps, seed;
   bool rehearse = false;
+  double hang_timeout_s = 60;
   // For the ranks that this command starts: they are some, and the id of the plan, if it is stored.
   bool started = false;
   std::optional<std::int64_t> stored_plan;
@@ -89,24 +90,31 @@ int start_ranks(const Options& options, const TrainingConfig& config, const Syst
   log_info(fmt::format("{}{} on {} ranks", options.rehearse ? "rehearsing " : "", to_text(plan), ranks));
   if (ranks > cores)
     log_warning(fmt::format("{} ranks share {} cores: step times say nothing about {}", ranks, cores, system.name));
-  std::vector<std::string> command{invocation.command.front(), "run",      options.config.file, "--system",
-                                   options.system.system,      "--plan",   to_text(plan),       "--db",
-                                   options.system.database,    "--started"};
-  const auto add = [&](std::initializer_list<std::string> words) { command.insert(command.end(), words); };
-  for (const std::string& assignment : options.config.overrides) add({"--set", assignment});
-  if (!options.data.empty()) add({"--data", options.data});
-  if (!options.trace.empty()) add({"--trace", options.trace});
-  if (options.steps) add({"--steps", fmt::format("{}", *options.steps)});
-  if (options.seed) add({"--seed", fmt::format("{}", *options.seed)});
-  if (options.rehearse) add({"--rehearse"});
-  if (options.config.json) add({"--json"});
-  if (chosen.id) add({"--stored-plan", fmt::format("{}", *chosen.id)});
+  // Each value in one word with its flag, and the file by a path that has a folder: nothing that the user wrote can be
+  // taken for an option, or for mpirun's separator ":".
+  std::vector<std::string> command{invocation.command.front(), "run", "--started"};
+  const auto add = [&](std::string_view flag, const std::string& value) {
+    command.push_back(fmt::format("{}={}", flag, value));
+  };
+  command.push_back((std::filesystem::path(".") / options.config.file).string());
+  add("--system", options.system.system);
+  add("--plan", to_text(plan));
+  add("--db", options.system.database);
+  add("--hang-timeout", fmt::format("{}", options.hang_timeout_s));
+  for (const std::string& assignment : options.config.overrides) add("--set", assignment);
+  if (!options.data.empty()) add("--data", options.data);
+  if (!options.trace.empty()) add("--trace", options.trace);
+  if (options.steps) add("--steps", fmt::format("{}", *options.steps));
+  if (options.seed) add("--seed", fmt::format("{}", *options.seed));
+  if (options.rehearse) command.emplace_back("--rehearse");
+  if (options.config.json) command.emplace_back("--json");
+  if (chosen.id) add("--stored-plan", fmt::format("{}", *chosen.id));
   if (!options.rehearse) {
     const RunRecord record(config, plan, system.name, invocation.command);
     log_info(fmt::format("configuration, plan, command and metrics are kept in {}", record.folder().string()));
-    add({"--record", record.folder().string()});
+    add("--record", record.folder().string());
   }
-  add({"--cores", fmt::format("{}", cores)});
+  add("--cores", fmt::format("{}", cores));
   // The ranks write into mpirun's pipes, and don't see the window.
   setenv("COLUMNS", fmt::format("{}", columns(STDOUT_FILENO)).c_str(), 1);
   return run_ranks(ranks, command);
@@ -270,6 +278,7 @@ bool summarise(const Options& options, const Plan& plan, const ProgramSet& set, 
 
 int run_rank(Options options, const Invocation& invocation) {
   const MpiSession mpi;
+  const Watchdog watchdog(mpi.heartbeat(), mpi.rank(), options.hang_timeout_s);
   const bool first = mpi.rank() == 0;
   const TrainingConfig published = read(options, options.started || !first);
   if (options.config.print) {
@@ -290,7 +299,8 @@ int run_rank(Options options, const Invocation& invocation) {
     return kNothingFeasible;
   }
   Plan plan = parse_plan(chosen);
-  expect_started_ranks(plan.mesh.ranks(), chosen);
+  expect_ranks(mpi.ranks(), plan.mesh.ranks(), chosen);
+  mpi.heartbeat().set_mesh(plan.mesh);
 
   // Stages are those of the full size: the same layers on the same ranks.
   const Problem full = make_problem(published, system, DType::kF32);
@@ -326,7 +336,13 @@ int run_rank(Options options, const Invocation& invocation) {
   }
   const double flops = model_flops(config.model, set.step.tokens, set.step.sequences);
   double seconds_so_far = 0;  // of all steps but the first, which warms up
+  RunSoFar so_far{.steps = steps};
+  if (first) mpi.heartbeat().set_run(so_far);
   const auto on_step = [&](const TrainedStep& s) {
+    so_far.done = s.step + 1;
+    so_far.last_loss = s.result.loss;
+    if (s.step == 0) so_far.first_loss = s.result.loss;
+    mpi.heartbeat().set_run(so_far);
     if (s.step > 0) seconds_so_far += s.seconds;
     const double pace = s.step > 0 ? seconds_so_far / static_cast<double>(s.step) : s.seconds;
     StepLine line{.step = s.step + 1,
@@ -380,6 +396,7 @@ bool fits(const TrainingConfig& config, const System& system, const Plan& plan) 
 
 int run(const Options& options, const Invocation& invocation) {
   if (is_started_rank()) return run_rank(options, invocation);
+  refuse_foreign_launcher();
   const TrainingConfig config = read(options, false);
   if (print_config(options.config, config)) return kDone;
   const System system = load_any_system(options.system.system, invocation);
@@ -425,6 +442,14 @@ void add_run(CLI::App& app, Invocation& invocation) {
       ->add_option("--trace", options->trace,
                    "Write the last step, as measured, as a Chrome trace (.json, or .json.gz)")
       ->type_name("FILE");
+  command
+      ->add_option(
+          "--hang-timeout", options->hang_timeout_s,
+          "End the run, and say which rank hangs and where, when no rank has finished an operation or a block of "
+          "one for so long; 0: wait for ever")
+      ->type_name("SECONDS")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1e9));
   command->add_flag("--started", options->started, "")->group("");
   command->add_option("--stored-plan", options->stored_plan, "")->group("");
   command->add_option("--record", options->record, "")->group("");
@@ -438,6 +463,7 @@ void add_run(CLI::App& app, Invocation& invocation) {
       "With --json: a line per step, then one with predicted and counted.\n"
       "Each run but a rehearsal keeps a folder of its own, OUTPUT_DIR/NAME/0001 and so on: configuration, plan,\n"
       "command line, metrics by step, summary.\n"
+      "Ctrl-C ends the ranks and says how far the run came (exit code 130). Standard input is not read.\n"
       "Examples:\n"
       "  meshwright run configs/moe-small.json --system local --plan best\n"
       "  meshwright run configs/moe-small.json --system local --plan 2x1x1,microbatches=2 --steps 50 --data my.txt\n"

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cli/inputs.h"
+#include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "executor/launch/output.h"
 #include "reports/search_report.h"
@@ -44,6 +45,8 @@ void add_search(CLI::App& app, Invocation& invocation) {
       "fit, by step time); whether a plan fits, what is published and the database\n"
       "stay as they are. The table's first plan is what --plan best takes: within 1 %\n"
       "of the fastest, one that needs at most --headroom of the usable memory.\n"
+      "Ctrl-C ends it with the plans that were looked at: they are printed and stored,\n"
+      "and it exits with 130.\n"
       "Examples:\n"
       "  meshwright search configs/jaxformer-moe1b.json --system v4:2x4x4\n"
       "  meshwright search configs/jaxformer-moe1b.json --system v4:2x4x4 --where 'tp=2,pp<=4'\n"
@@ -71,6 +74,7 @@ void add_search(CLI::App& app, Invocation& invocation) {
       const PlanResult* best = preferred(result, system.usable_memory, view.headroom);
       log_info(fmt::format("stored in {} as search {}{}", options->system.database, id,
                            best ? fmt::format("; the best plan is --plan {}", plan_id(best->plan)) : ""));
+      if (!result.complete) return 128 + interrupting_signal();
       return matching(result, view.where).plans.empty() ? kNothingFeasible : kDone;
     };
   });

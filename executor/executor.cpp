@@ -19,6 +19,7 @@
 #include "executor/kernels/lm_head.h"
 #include "executor/kernels/rms_norm.h"
 #include "executor/kernels/routing.h"
+#include "executor/launch/heartbeat.h"
 #include "model/lowering/layout.h"
 #include "model/lowering/piece_builder.h"
 #include "model/program/check.h"
@@ -51,6 +52,8 @@ class Executor<Real>::Interpreter {
   }
 
   void run() {
+    beat_.step = input_.step;
+    beat_.now(Activity::kReadingData);
     fill_tokens();
     for (const Slot& slot : e_.program_.slots) {
       slot_ = &slot;
@@ -63,6 +66,7 @@ class Executor<Real>::Interpreter {
       }
     }
     for (Sent& s : pending_) s.send.wait();
+    beat_.now(Activity::kEndOfStep);
   }
 
   std::int64_t high_water() const { return high_water_; }
@@ -145,6 +149,7 @@ class Executor<Real>::Interpreter {
   }
 
   void run(const Op& op) {
+    beat_.begins(*slot_, call_->layer, op);
     if (!pending_.empty()) wait_for_sends(op);
     if (!e_.options_.timeline) {
       std::visit([this](const auto& o) { (*this)(o); }, op);
@@ -441,6 +446,7 @@ class Executor<Real>::Interpreter {
   Executor& e_;
   const StepInput& input_;
   const MeshComm& mesh_;
+  RankBeat& beat_ = own_beat();
   const Clock::time_point begin_;
   const Slot* slot_ = nullptr;
   const Call* call_ = nullptr;

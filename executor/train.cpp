@@ -8,6 +8,7 @@
 #include <ctime>
 #include <nlohmann/json.hpp>
 
+#include "executor/launch/heartbeat.h"
 #include "executor/median.h"
 
 namespace meshwright {
@@ -146,6 +147,7 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
                         std::log(static_cast<double>(model.vocab)), config.lr.max_lr, config.lr.warmup_steps));
     }
     count = {result.report, result.routed_rows};
+    own_beat().now(Activity::kReporting);
     if (executor.mesh().rank() == 0 && on_step)
       on_step({step, lr, worst[0], static_cast<std::int64_t>(worst[1]), std::move(result)});
   }

@@ -33,20 +33,22 @@ class Search {
   Search(const Problem& problem, const Machine& machine, std::vector<Plan> plans)
       : problem_(problem), machine_(machine), plans_(std::move(plans)), outcomes_(plans_.size()) {}
 
-  std::vector<Outcome> run(int workers, const std::function<void(const SearchProgress&)>& progress) {
+  std::vector<Outcome> run(int workers, const SearchOptions& options) {
     so_far_.total = static_cast<std::int64_t>(plans_.size());
     running_ = workers;
     {
       std::vector<std::jthread> pool;
-      for (int i = 0; i < workers; ++i) pool.emplace_back([this] { work(); });
-      watch(progress);
+      for (int i = 0; i < workers; ++i) pool.emplace_back([&] { work(options.stop); });
+      watch(options.progress);
     }
     return std::move(outcomes_);
   }
 
  private:
-  void work() {
-    while (!failed_) {  // a plan that was taken is finished, so the first failure in the space's order is always found
+  void work(const std::function<bool()>& stop) {
+    while (!failed_ &&
+           !(stop &&
+             stop())) {  // a plan that was taken is finished, so the first failure in the space's order is always found
       const std::size_t i = next_++;
       if (i >= plans_.size()) break;
       try {
@@ -146,17 +148,19 @@ SearchResult search(const Problem& problem, const Machine& machine, const Search
   result.illegal = PlanSpace(problem).illegal();
   const int workers =
       options.workers > 0 ? options.workers : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  std::vector<Outcome> outcomes = Search(problem, machine, all_plans(problem)).run(workers, options.progress);
+  std::vector<Outcome> outcomes = Search(problem, machine, all_plans(problem)).run(workers, options);
   for (const Outcome& outcome : outcomes)
     if (const auto* error = std::get_if<std::exception_ptr>(&outcome)) std::rethrow_exception(*error);
   for (Outcome& outcome : outcomes) {
     if (auto* fits = std::get_if<PlanResult>(&outcome))
       result.plans.push_back(std::move(*fits));
+    else if (auto* too_large = std::get_if<TooLarge>(&outcome))
+      result.too_large.push_back(*too_large);
     else
-      result.too_large.push_back(std::get<TooLarge>(outcome));
+      result.complete = false;
   }
   std::ranges::sort(result.plans, better);
-  result.evaluated = static_cast<std::int64_t>(outcomes.size());
+  result.evaluated = static_cast<std::int64_t>(result.plans.size() + result.too_large.size());
   result.elapsed_s = std::chrono::duration<double>(Clock::now() - begin).count();
   return result;
 }

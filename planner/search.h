@@ -35,6 +35,8 @@ struct SearchOptions {
   int workers = 0;  // threads; 0: one per hardware thread. The result is the same, bit for bit, for any number
   // Called on the thread that called search(), about every 0.1 s and once at the end.
   std::function<void(const SearchProgress&)> progress;
+  // Asked by every thread before it looks at a plan: true ends the search with those that have been looked at.
+  std::function<bool()> stop;
 };
 
 struct Rejected {
@@ -49,6 +51,7 @@ struct SearchResult {
   std::vector<IllegalPart> illegal;  // see IllegalPart for what one of them is
   std::int64_t evaluated = 0;        // legal plans looked at: plans and too_large
   double elapsed_s = 0;              // wall time of the search
+  bool complete = true;              // false: it was stopped, and there are legal plans that nobody looked at
 
   // Reason to count: plans under kDoesNotFit, IllegalParts under their reasons.
   std::map<std::string, Rejected> rejected() const;

@@ -141,7 +141,8 @@ std::string schema() {
   created TEXT NOT NULL,
   evaluated INTEGER NOT NULL,
   fitting INTEGER NOT NULL,
-  elapsed_s REAL NOT NULL
+  elapsed_s REAL NOT NULL,
+  complete INTEGER NOT NULL
 );
 CREATE INDEX searches_by_question ON searches (config_hash, system_hash, system);
 CREATE TABLE plans (
@@ -234,7 +235,7 @@ std::int64_t Store::save(const SearchKey& key, const SearchResult& result) {
   Statement search(*db_,
                    insert("searches",
                           "config_hash, config_json, system, system_hash, system_description, created, evaluated, "
-                          "fitting, elapsed_s"));
+                          "fitting, elapsed_s, complete"));
   search.bind(content_key(key.config_json))
       .bind(key.config_json)
       .bind(key.system)
@@ -243,7 +244,8 @@ std::int64_t Store::save(const SearchKey& key, const SearchResult& result) {
       .bind(utc_now())
       .bind(result.evaluated)
       .bind(static_cast<std::int64_t>(result.plans.size()))
-      .bind(result.elapsed_s);
+      .bind(result.elapsed_s)
+      .bind(std::int64_t{result.complete});
   search.step();
   const std::int64_t id = db_->last_row();
 
@@ -291,7 +293,7 @@ std::optional<std::int64_t> Store::latest(const SearchKey& key) const {
   Statement s(
       *db_,
       "SELECT id FROM searches WHERE config_hash = ? AND system_hash = ? AND system = ? AND config_json = ? AND "
-      "system_description = ? ORDER BY id DESC LIMIT 1");
+      "system_description = ? AND complete ORDER BY id DESC LIMIT 1");
   s.bind(content_key(key.config_json))
       .bind(content_key(key.system_description))
       .bind(key.system)
@@ -302,13 +304,15 @@ std::optional<std::int64_t> Store::latest(const SearchKey& key) const {
 }
 
 std::optional<StoredSearch> Store::search(std::int64_t id) const {
-  Statement s(
-      *db_, "SELECT config_json, system, system_description, created, evaluated, elapsed_s FROM searches WHERE id = ?");
+  Statement s(*db_,
+              "SELECT config_json, system, system_description, created, evaluated, elapsed_s, complete FROM searches "
+              "WHERE id = ?");
   s.bind(id);
   if (!s.step()) return std::nullopt;
   StoredSearch stored{.id = id, .key = {s.text(), s.text(), s.text()}, .created = s.text()};
   stored.result.evaluated = s.integer();
   stored.result.elapsed_s = s.number();
+  stored.result.complete = s.integer() != 0;
   for (StoredPlan& plan : plans(id)) stored.result.plans.push_back(std::move(plan.result));
 
   Statement illegal(*db_,

@@ -25,7 +25,7 @@
 
 namespace meshwright {
 
-constexpr int kSchemaVersion = 1;
+constexpr int kSchemaVersion = 2;  // 1: did not say whether a search is complete
 constexpr std::int32_t kApplicationId = 0x4D574854;  // "MWHT", in the file's header
 
 // What was searched: two searches with equal keys are answers to the same question.
@@ -95,7 +95,7 @@ class Store {
   // The id of the new search. Precondition: not opened with kRead, like all save functions.
   std::int64_t save(const SearchKey& key, const SearchResult& result);
 
-  // The newest search of exactly this question.
+  // The newest search of exactly this question that was not interrupted.
   std::optional<std::int64_t> latest(const SearchKey& key) const;
   std::optional<StoredSearch> search(std::int64_t id) const;  // all of it, as it was saved
 

@@ -265,7 +265,8 @@ OrderedJson to_json(const SearchResult& result, const SearchHeading& heading, co
                   {"rejected", OrderedJson::object()},
                   {"smallest_excess_bytes", nullptr},
                   {"published", nullptr},
-                  {"elapsed_s", result.elapsed_s}};
+                  {"elapsed_s", result.elapsed_s},
+                  {"complete", result.complete}};
   if (!view.where.empty()) out["where"] = view.where.text();
   const auto called = [](const Plan& plan) { return OrderedJson{{"id", plan_id(plan)}, {"plan", to_text(plan)}}; };
   if (const PlanResult* first = preferred(shown, heading.usable_memory, view.headroom))

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <string>
 
+#include "executor/comm/message_tag.h"
+
 namespace meshwright {
 namespace {
 
@@ -34,10 +36,7 @@ int group_of(MPI_Comm comm) {
   return found ? static_cast<int>(reinterpret_cast<std::intptr_t>(value)) - 1 : kNoGroup;
 }
 
-int kind_of_tag(int tag) {
-  const int kind = tag - kFirstTag;
-  return kind >= 0 && kind < kMessageKinds ? kind : kOther;
-}
+int counted_as(int tag) { return is_our_tag(tag) ? static_cast<int>(kind_of_tag(tag)) : kOther; }
 
 void count(int kind, int elements, MPI_Datatype type, MPI_Comm comm) {
   int size = 0;
@@ -66,6 +65,11 @@ void register_group(MPI_Comm comm, Group group) {
   MPI_Comm_set_attr(comm, group_key(), reinterpret_cast<void*>(static_cast<std::intptr_t>(group) + 1));
 }
 
+std::optional<Group> registered_group(MPI_Comm comm) {
+  const int group = group_of(comm);
+  return group == kNoGroup ? std::nullopt : std::optional(static_cast<Group>(group));
+}
+
 void reset_traffic() {
   for (auto& row : counts) {
     for (Count& c : row) c.bytes = c.calls = 0;
@@ -90,21 +94,39 @@ Traffic traffic() {
 // The profiling layer. MPI's headers declare these with C linkage.
 extern "C" {
 
-int MPI_Send(const void* buf, int n, MPI_Datatype type, int dest, int tag, MPI_Comm comm) {
-  meshwright::count(meshwright::kind_of_tag(tag), n, type, comm);
-  return PMPI_Send(buf, n, type, dest, tag, comm);
-}
+#define MESHWRIGHT_SEND(Name)                                                                   \
+  int MPI_##Name(const void* buf, int n, MPI_Datatype type, int dest, int tag, MPI_Comm comm) { \
+    meshwright::count(meshwright::counted_as(tag), n, type, comm);                              \
+    return PMPI_##Name(buf, n, type, dest, tag, comm);                                          \
+  }
+MESHWRIGHT_SEND(Send)
+MESHWRIGHT_SEND(Ssend)
+MESHWRIGHT_SEND(Bsend)
+MESHWRIGHT_SEND(Rsend)
+#undef MESHWRIGHT_SEND
 
-int MPI_Isend(const void* buf, int n, MPI_Datatype type, int dest, int tag, MPI_Comm comm, MPI_Request* request) {
-  meshwright::count(meshwright::kind_of_tag(tag), n, type, comm);
-  return PMPI_Isend(buf, n, type, dest, tag, comm, request);
-}
+#define MESHWRIGHT_ISEND(Name)                                                                                        \
+  int MPI_##Name(const void* buf, int n, MPI_Datatype type, int dest, int tag, MPI_Comm comm, MPI_Request* request) { \
+    meshwright::count(meshwright::counted_as(tag), n, type, comm);                                                    \
+    return PMPI_##Name(buf, n, type, dest, tag, comm, request);                                                       \
+  }
+MESHWRIGHT_ISEND(Isend)
+MESHWRIGHT_ISEND(Issend)
+MESHWRIGHT_ISEND(Ibsend)
+MESHWRIGHT_ISEND(Irsend)
+#undef MESHWRIGHT_ISEND
 
 int MPI_Sendrecv(const void* sendbuf, int sendn, MPI_Datatype sendtype, int dest, int sendtag, void* recvbuf, int recvn,
                  MPI_Datatype recvtype, int source, int recvtag, MPI_Comm comm, MPI_Status* status) {
-  meshwright::count(meshwright::kind_of_tag(sendtag), sendn, sendtype, comm);
+  meshwright::count(meshwright::counted_as(sendtag), sendn, sendtype, comm);
   return PMPI_Sendrecv(sendbuf, sendn, sendtype, dest, sendtag, recvbuf, recvn, recvtype, source, recvtag, comm,
                        status);
+}
+
+int MPI_Sendrecv_replace(void* buf, int n, MPI_Datatype type, int dest, int sendtag, int source, int recvtag,
+                         MPI_Comm comm, MPI_Status* status) {
+  meshwright::count(meshwright::counted_as(sendtag), n, type, comm);
+  return PMPI_Sendrecv_replace(buf, n, type, dest, sendtag, source, recvtag, comm, status);
 }
 
 int MPI_Allreduce(const void* sendbuf, void* recvbuf, int n, MPI_Datatype type, MPI_Op op, MPI_Comm comm) {
@@ -112,9 +134,38 @@ int MPI_Allreduce(const void* sendbuf, void* recvbuf, int n, MPI_Datatype type, 
   return PMPI_Allreduce(sendbuf, recvbuf, n, type, op, comm);
 }
 
+int MPI_Reduce(const void* sendbuf, void* recvbuf, int n, MPI_Datatype type, MPI_Op op, int root, MPI_Comm comm) {
+  meshwright::count(meshwright::kMpiCollective, n, type, comm);
+  return PMPI_Reduce(sendbuf, recvbuf, n, type, op, root, comm);
+}
+
 int MPI_Bcast(void* buf, int n, MPI_Datatype type, int root, MPI_Comm comm) {
   meshwright::count(meshwright::kMpiCollective, n, type, comm);
   return PMPI_Bcast(buf, n, type, root, comm);
+}
+
+int MPI_Gather(const void* sendbuf, int sendn, MPI_Datatype sendtype, void* recvbuf, int recvn, MPI_Datatype recvtype,
+               int root, MPI_Comm comm) {
+  meshwright::count(meshwright::kMpiCollective, sendn, sendtype, comm);
+  return PMPI_Gather(sendbuf, sendn, sendtype, recvbuf, recvn, recvtype, root, comm);
+}
+
+int MPI_Gatherv(const void* sendbuf, int sendn, MPI_Datatype sendtype, void* recvbuf, const int recvn[],
+                const int displacements[], MPI_Datatype recvtype, int root, MPI_Comm comm) {
+  meshwright::count(meshwright::kMpiCollective, sendn, sendtype, comm);
+  return PMPI_Gatherv(sendbuf, sendn, sendtype, recvbuf, recvn, displacements, recvtype, root, comm);
+}
+
+int MPI_Scatter(const void* sendbuf, int sendn, MPI_Datatype sendtype, void* recvbuf, int recvn, MPI_Datatype recvtype,
+                int root, MPI_Comm comm) {
+  meshwright::count(meshwright::kMpiCollective, recvn, recvtype, comm);
+  return PMPI_Scatter(sendbuf, sendn, sendtype, recvbuf, recvn, recvtype, root, comm);
+}
+
+int MPI_Allgatherv(const void* sendbuf, int sendn, MPI_Datatype sendtype, void* recvbuf, const int recvn[],
+                   const int displacements[], MPI_Datatype recvtype, MPI_Comm comm) {
+  meshwright::count(meshwright::kMpiCollective, sendn, sendtype, comm);
+  return PMPI_Allgatherv(sendbuf, sendn, sendtype, recvbuf, recvn, displacements, recvtype, comm);
 }
 
 int MPI_Allgather(const void* sendbuf, int sendn, MPI_Datatype sendtype, void* recvbuf, int recvn,

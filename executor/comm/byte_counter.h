@@ -1,29 +1,23 @@
-// Counts what this process really sends, at MPI's profiling layer: byte_counter.cpp defines MPI_Send,
-// MPI_Isend and MPI_Sendrecv, and they pass on to PMPI_*. Whoever sends, by our collectives or around them,
-// is seen here. MPI's own collectives are seen too, as operation "mpi-collective": what they send inside is
+// Counts what this process really sends, at MPI's profiling layer: byte_counter.cpp defines every MPI function that sends
+// a message and the collectives that move data, and they pass on to PMPI_*. Whoever sends, by our collectives or around
+// them, is seen here; but not persistent requests, one-sided communication, and collectives that return at once. MPI's own collectives are seen too, as operation "mpi-collective": what they send inside is
 // theirs to choose, so a step must not use them, and a report that has such an entry differs from its
 // prediction. Messages received, and not yet sent ones, count nothing. Safe to use from several threads.
 #pragma once
 
 #include <mpi.h>
 
+#include <optional>
+
 #include "model/program/mesh.h"
-#include "model/program/op.h"
 #include "model/program/step_report.h"
 
 namespace meshwright {
 
-// What a message is part of; its MPI tag says so.
-enum class MessageKind : int { kAllGather, kReduceScatter, kAllReduce, kSend };
-constexpr int kMessageKinds = 4;
-constexpr int kFirstTag = 4096;
-constexpr int tag_of(MessageKind kind) { return kFirstTag + static_cast<int>(kind); }
-constexpr MessageKind message_kind(CollectiveKind kind) { return static_cast<MessageKind>(kind); }
-static_assert(message_kind(CollectiveKind::kAllReduce) == MessageKind::kAllReduce);
-
 // Bytes sent on `comm` from now on count for `group`. The mark goes with the communicator and ends with
 // MPI_Comm_free.
 void register_group(MPI_Comm comm, Group group);
+std::optional<Group> registered_group(MPI_Comm comm);
 
 void reset_traffic();
 

@@ -2,8 +2,11 @@
 // the algorithm says. All are blocking and collective over `comm`.
 //
 // Symbols. p: ranks of `comm`, r: this rank. Chunk c: the c-th of p equal parts of a buffer; sizes must be
-// divisible by p (asserted). n: bytes of the whole buffer. With p = 1 nothing is sent. T: float or double,
+// divisible by p (checked). n: bytes of the whole buffer. With p = 1 nothing is sent. T: float or double,
 // and std::int32_t for what only moves data.
+//
+// Tags say which operation a message belongs to (executor/comm/message_tag.h). A message of another length than expected
+// throws std::logic_error that names both ranks and both lengths: their programs differ.
 //
 // Determinism: sums have one order, given below, that depends on p alone; the same input gives the same bits.
 // Buffers must not overlap unless a function says so. Nothing is allocated for large buffers: scratch is the
@@ -44,7 +47,7 @@ template <class T>
 void direct_all_reduce(MPI_Comm comm, std::span<T> buffer, std::span<T> scratch);
 
 // A message under way. The buffer must stay as it is until wait() has returned. Must be waited for before it
-// is destroyed (asserted). Movable.
+// is destroyed, except by an exception (checked: the process aborts). Movable.
 class PendingSend {
  public:
   PendingSend() = default;
@@ -57,11 +60,12 @@ class PendingSend {
   [[nodiscard]] bool done();  // without blocking; gives MPI a chance to make progress
 
  private:
+  void expect_done() const;
   MPI_Request request_ = MPI_REQUEST_NULL;
 };
 
 // Point to point. Messages between two ranks of `comm` arrive in the order in which they were sent; the
-// receiver's size must be the sender's. The sender sends the bytes of `data`.
+// receiver's size must be the sender's (see below). The sender sends the bytes of `data`.
 template <class T>
 [[nodiscard]] PendingSend isend(MPI_Comm comm, int to, std::span<const T> data);
 template <class T>

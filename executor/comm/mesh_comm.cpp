@@ -1,21 +1,20 @@
 #include "executor/comm/mesh_comm.h"
 
-#include <cassert>
+#include <exception>
 
 #include "executor/comm/byte_counter.h"
+#include "model/program/check.h"
 
 namespace meshwright {
 
 MeshComm::MeshComm(MPI_Comm comm, const MeshShape& shape) : shape_(shape) {
   comms_.fill(MPI_COMM_NULL);
+  int ranks = 0;
+  MPI_Comm_size(comm, &ranks);
+  check(ranks == shape.ranks(), "mesh {} on {} ranks", to_string(shape), ranks);
   MPI_Comm_dup(comm, &all_);
   int rank = 0;
   MPI_Comm_rank(all_, &rank);
-#ifndef NDEBUG
-  int ranks = 0;
-  MPI_Comm_size(all_, &ranks);
-  assert(ranks == shape.ranks());
-#endif
   coordinates_ = {rank / (shape.pp * shape.tp), rank / shape.tp % shape.pp, rank % shape.tp};
 
   // Ranks of one colour form a communicator, in the order of `key`.
@@ -33,6 +32,7 @@ MeshComm::MeshComm(MPI_Comm comm, const MeshShape& shape) : shape_(shape) {
 }
 
 MeshComm::~MeshComm() {
+  if (std::uncaught_exceptions() > 0) return;  // other ranks may be elsewhere: freeing would wait for them
   for (MPI_Comm& c : comms_) {
     if (c != MPI_COMM_NULL) MPI_Comm_free(&c);
   }
@@ -40,7 +40,7 @@ MeshComm::~MeshComm() {
 }
 
 int MeshComm::index(Group group) const {
-  assert(member(group));
+  check(member(group), "mesh: a rank that is no member of {}", name(group));
   switch (group) {
     case Group::kTp:
       return coordinates_.tp;

@@ -9,12 +9,13 @@
 
 namespace meshwright {
 
-// Owns its communicators; destroy it before MPI_Finalize. Rank r of `comm` has coordinates
+// Owns its communicators; destroy it before MPI_Finalize. Where an exception destroys it, it frees nothing, as that is
+// collective. Rank r of `comm` has coordinates
 // r = (d * pp + p) * tp + t, tp innermost. In a group, members stand in the order of the coordinate that
 // differs.
 class MeshComm {
  public:
-  // Collective over `comm`, whose size must be shape.ranks() (asserted). `comm` stays the caller's.
+  // Collective over `comm`, whose size must be shape.ranks() (checked). `comm` stays the caller's.
   MeshComm(MPI_Comm comm, const MeshShape& shape);
   ~MeshComm();
   MeshComm(const MeshComm&) = delete;

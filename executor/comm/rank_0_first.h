@@ -15,16 +15,18 @@ template <class F>
 auto rank_0_first(MPI_Comm comm, F&& f) {
   int rank = 0;
   MPI_Comm_rank(comm, &rank);
-  struct Gate {  // passed by rank 0 when it leaves f, by whatever way
-    MPI_Comm comm;
-    bool passed;
-    void pass() {
-      if (!std::exchange(passed, true)) MPI_Barrier(comm);
-    }
-    ~Gate() { pass(); }
-  } gate{comm, false};
-  if (rank != 0) gate.pass();
-  return std::forward<F>(f)();
+  if (rank != 0) {
+    MPI_Barrier(comm);
+    return std::forward<F>(f)();
+  }
+  try {
+    auto result = f();
+    MPI_Barrier(comm);
+    return result;
+  } catch (...) {
+    MPI_Barrier(comm);
+    throw;
+  }
 }
 
 }  // namespace meshwright

@@ -1,11 +1,11 @@
 #include "executor/kernels/attention.h"
 
 #include <algorithm>
-#include <cassert>
 #include <cmath>
 
 #include "executor/kernels/gemm.h"
 #include "executor/kernels/vector_math.h"
+#include "model/program/check.h"
 
 namespace meshwright::kernels {
 namespace {
@@ -76,7 +76,7 @@ std::int64_t attention_backward_scratch(const AttentionShape& shape) { return 2 
 template <class Real>
 void attention_forward(const AttentionShape& shape, const AttentionInputs<Real>& in, Real* o, Real* lse,
                        Real* scratch) {
-  assert(shape.block >= 1);
+  check(shape.block >= 1, "attention: blocks of {} rows", shape.block);
   const Strides ld(shape);
   const std::int64_t blocks = (shape.tokens + shape.block - 1) / shape.block;
   for (std::int64_t b = 0; b < shape.sequences; ++b) {
@@ -106,7 +106,7 @@ void attention_forward(const AttentionShape& shape, const AttentionInputs<Real>&
 template <class Real>
 void attention_backward(const AttentionShape& shape, const AttentionInputs<Real>& in, const Real* lse, const Real* do_,
                         const AttentionGradients<Real>& out, Real* scratch) {
-  assert(shape.block >= 1);
+  check(shape.block >= 1, "attention: blocks of {} rows", shape.block);
   const Strides ld(shape);
   const Real scale = score_scale<Real>(shape);
   const std::int64_t blocks = (shape.tokens + shape.block - 1) / shape.block;

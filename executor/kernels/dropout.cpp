@@ -1,11 +1,11 @@
 #include "executor/kernels/dropout.h"
 
 #include <algorithm>
-#include <cassert>
 #include <cmath>
 
 #include "executor/kernels/elementwise.h"
 #include "executor/kernels/philox.h"
+#include "model/program/check.h"
 
 namespace meshwright::kernels {
 namespace {
@@ -16,7 +16,7 @@ constexpr std::int64_t kRun = 256;  // elements whose multipliers are made at a 
 
 template <class Real>
 void dropout_multipliers(const Dropout& dropout, std::int64_t first, std::int64_t n, Real* out) {
-  assert(dropout.p >= 0 && dropout.p < 1);
+  check(dropout.p >= 0 && dropout.p < 1, "dropout: rate {}", dropout.p);
   if (dropout.p == 0) {
     std::fill(out, out + n, Real(1));
     return;

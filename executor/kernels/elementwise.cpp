@@ -1,11 +1,11 @@
 #include "executor/kernels/elementwise.h"
 
 #include <algorithm>
-#include <cassert>
 #include <cmath>
 
 #include "executor/kernels/row_sums.h"
 #include "executor/kernels/vector_math.h"
+#include "model/program/check.h"
 
 namespace meshwright::kernels {
 
@@ -35,7 +35,7 @@ void add_bias(std::int64_t rows, std::int64_t n, const Real* bias, Real* x, std:
 template <class Real>
 void column_sum(std::int64_t rows, std::int64_t n, const Real* x, std::int64_t ld, bool accumulate, std::int64_t repeat,
                 Real* out) {
-  assert(repeat >= 1);
+  check(repeat >= 1, "column sum: repeated {} times", repeat);
   double totals[kSumColumns];
   for (std::int64_t first = 0; first < n; first += kSumColumns) {
     const std::int64_t columns = std::min(kSumColumns, n - first);

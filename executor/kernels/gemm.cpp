@@ -8,11 +8,12 @@
 
 #include <Eigen/Core>
 #include <algorithm>
-#include <cassert>
 #include <stdexcept>
 #include <string>
 
 #include "executor/kernels/flop_count.h"
+#include "executor/kernels/progress.h"
+#include "model/program/check.h"
 
 namespace meshwright::kernels {
 
@@ -22,6 +23,10 @@ std::int64_t& flop_count() {
 }
 
 namespace {
+
+// A tenth of a second at 80 GFLOP/s; rows enough to be worth packing B for.
+constexpr std::int64_t kBlockFlops = std::int64_t{1} << 33;
+constexpr std::int64_t kFewestRows = 256;
 
 // A rank is one core, but dnnl_sgemm would take as many OpenMP threads as the machine has. The setting
 // belongs to the calling thread. It is looked up at run time because oneDNN may have been built without
@@ -80,16 +85,22 @@ void multiply(Transpose ta, Transpose tb, std::int64_t m, std::int64_t n, std::i
 template <class Real>
 void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, Real alpha,
           const Real* a, std::int64_t lda, const Real* b, std::int64_t ldb, Real beta, Real* c, std::int64_t ldc) {
-  assert(m >= 0 && n >= 0 && k >= 0);
+  check(m >= 0 && n >= 0 && k >= 0, "gemm: {} x {} x {}", m, n, k);
   if (m == 0 || n == 0) return;
   if (k == 0) {
     if (beta != 1) scale_matrix(m, n, beta, c, ldc);
     return;
   }
-  assert(lda >= (transpose_a == Transpose::kYes ? m : k));
-  assert(ldb >= (transpose_b == Transpose::kYes ? k : n));
-  assert(ldc >= n);
-  multiply(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  check(lda >= (transpose_a == Transpose::kYes ? m : k), "gemm: rows of A overlap: {}", lda);
+  check(ldb >= (transpose_b == Transpose::kYes ? k : n), "gemm: rows of B overlap: {}", ldb);
+  check(ldc >= n, "gemm: rows of C overlap: {}", ldc);
+  // Rows of C at a time, so that a block is finished every second or so, however large the product.
+  const std::int64_t rows = std::max(kFewestRows, kBlockFlops / (2 * n * k));
+  for (std::int64_t i = 0; i < m; i += rows) {
+    const Real* part = a + (transpose_a == Transpose::kYes ? i : i * lda);
+    multiply(transpose_a, transpose_b, std::min(rows, m - i), n, k, alpha, part, lda, b, ldb, beta, c + i * ldc, ldc);
+    finished_block();
+  }
   flop_count() += 2 * m * n * k;
 }
 

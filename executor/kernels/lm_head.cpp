@@ -1,11 +1,11 @@
 #include "executor/kernels/lm_head.h"
 
 #include <algorithm>
-#include <cassert>
 #include <cmath>
 
 #include "executor/kernels/gemm.h"
 #include "executor/kernels/vector_math.h"
+#include "model/program/check.h"
 
 namespace meshwright::kernels {
 
@@ -52,7 +52,7 @@ std::int64_t lm_head_scratch(std::int64_t rows, std::int64_t vocabulary, std::in
 
 template <class Real>
 LmHeadResult lm_head(const LmHead<Real>& head) {
-  assert(head.chunk >= 1);
+  check(head.chunk >= 1, "head: chunks of {} rows", head.chunk);
   const std::int64_t C = head.width, V = head.vocabulary;
   Real* logits = head.scratch;
   LmHeadResult result;

@@ -1,13 +1,14 @@
 #include "executor/kernels/rope.h"
 
-#include <cassert>
 #include <cmath>
+
+#include "model/program/check.h"
 
 namespace meshwright::kernels {
 
 template <class Real>
 RopeTable<Real>::RopeTable(std::int64_t width, std::int64_t positions) : width_(width), positions_(positions) {
-  assert(width > 0 && width % 2 == 0 && positions >= 0);
+  check(width > 0 && width % 2 == 0 && positions >= 0, "rope: {} positions of width {}", positions, width);
   const std::int64_t pairs = width / 2;
   cosines_.resize(positions * pairs);
   sines_.resize(positions * pairs);
@@ -23,8 +24,9 @@ RopeTable<Real>::RopeTable(std::int64_t width, std::int64_t positions) : width_(
 template <class Real>
 void rope(const RopeTable<Real>& table, const RopeRows& rows, bool inverse, Real* x) {
   const std::int64_t pairs = table.width() / 2;
-  assert(rows.position_offset >= 0 && rows.position_offset + rows.tokens <= table.positions());
-  assert(rows.ld >= rows.heads * table.width());
+  check(rows.position_offset >= 0 && rows.position_offset + rows.tokens <= table.positions(),
+        "rope: {} positions from {} in a table of {}", rows.tokens, rows.position_offset, table.positions());
+  check(rows.ld >= rows.heads * table.width(), "rope: rows overlap: {}", rows.ld);
   const Real sign = inverse ? Real(-1) : Real(1);
   for (std::int64_t t = 0; t < rows.tokens; ++t) {
     const Real* cosines = table.cosines(rows.position_offset + t + 1);

@@ -1,8 +1,9 @@
 #include "executor/kernels/routing.h"
 
 #include <algorithm>
-#include <cassert>
 #include <limits>
+
+#include "model/program/check.h"
 
 namespace meshwright::kernels {
 namespace {
@@ -55,10 +56,11 @@ void count_sequence(const RoutingShape& shape, const Real* scores, std::int64_t 
   *statistics.balance += balance / (tokens * tokens);
 }
 
-void check(const RoutingShape& shape) {
-  assert(shape.choices >= 1 && shape.choices <= shape.experts && shape.capacity >= 0);
-  assert(shape.experts * shape.row_capacity() <= std::numeric_limits<std::int32_t>::max());
-  (void)shape;
+void check_shape(const RoutingShape& shape) {
+  check(shape.choices >= 1 && shape.choices <= shape.experts && shape.capacity >= 0,
+        "routing: {} of {} experts, capacity {}", shape.choices, shape.experts, shape.capacity);
+  check(shape.experts * shape.row_capacity() <= std::numeric_limits<std::int32_t>::max(),
+        "routing: {} experts of {} rows", shape.experts, shape.row_capacity());
 }
 
 }  // namespace
@@ -68,7 +70,7 @@ std::int64_t routing_scratch(const RoutingShape& shape) { return shape.tokens + 
 template <class Real>
 void route(const RoutingShape& shape, const Real* scores, const Routing<Real>& routing,
            const RoutingStatistics& statistics, std::int32_t* scratch) {
-  check(shape);
+  check_shape(shape);
   const std::int64_t B = shape.sequences, E = shape.experts, k = shape.choices;
   std::int32_t* order = scratch;
   std::int32_t* taken = scratch + shape.tokens;
@@ -107,7 +109,7 @@ void route(const RoutingShape& shape, const Real* scores, const Routing<Real>& r
 template <class Real>
 void replay_routing(const RoutingShape& shape, const Real* scores, const std::int32_t* choice, const std::uint8_t* kept,
                     const Routing<Real>& routing, const RoutingStatistics& statistics, std::int32_t* scratch) {
-  check(shape);
+  check_shape(shape);
   const std::int64_t B = shape.sequences, E = shape.experts, k = shape.choices;
   std::fill(routing.rows, routing.rows + E, 0);
   if (choice != routing.choice) std::copy_n(choice, shape.tokens * B * k, routing.choice);
@@ -121,7 +123,7 @@ void replay_routing(const RoutingShape& shape, const Real* scores, const std::in
       for (std::int64_t t = 0; t < shape.tokens; ++t) {
         const std::int64_t at = (t * B + b) * k + j;
         const std::int32_t e = routing.choice[at];
-        assert(!kept[at] || routing.rows[e] < (b + 1) * shape.capacity);
+        check(!kept[at] || routing.rows[e] < (b + 1) * shape.capacity, "routing: expert {} is full", e);
         routing.slot[at] = kept[at] ? static_cast<std::int32_t>(e * shape.row_capacity()) + routing.rows[e]++ : -1;
         *statistics.dropped += !kept[at];
       }

@@ -1,27 +1,37 @@
 #include "executor/launch/launcher.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
+#include <poll.h>
 #include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/statvfs.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cassert>
+#include <algorithm>
+#include <array>
 #include <cerrno>
+#include <chrono>
+#include <climits>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <initializer_list>
 #include <optional>
 #include <string_view>
 #include <system_error>
+#include <utility>
 
+#include "executor/launch/heartbeat.h"
 #include "executor/launch/output.h"
 #include "model/input/diagnostics.h"
+#include "model/program/check.h"
 
 namespace meshwright {
 namespace {
@@ -55,24 +65,6 @@ bool is_on_path(const std::string& program) {
   }
 }
 
-// Ignores a signal for its lifetime: Ctrl-C goes to mpirun, which stops the ranks and reports through its
-// exit code.
-class IgnoreSignal {
- public:
-  explicit IgnoreSignal(int signal) : signal_(signal) {
-    struct sigaction ignore {};
-    ignore.sa_handler = SIG_IGN;
-    sigaction(signal, &ignore, &before_);
-  }
-  ~IgnoreSignal() { sigaction(signal_, &before_, nullptr); }
-  IgnoreSignal(const IgnoreSignal&) = delete;
-  IgnoreSignal& operator=(const IgnoreSignal&) = delete;
-
- private:
-  int signal_;
-  struct sigaction before_ {};
-};
-
 }  // namespace
 
 bool is_started_rank() { return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr; }
@@ -82,19 +74,33 @@ int started_ranks() {
   return size ? std::atoi(size) : 1;
 }
 
-void expect_started_ranks(int needed, const std::string& plan) {
-  assert(is_started_rank());
-  if (started_ranks() == needed) return;
+void refuse_foreign_launcher() {
+  if (is_started_rank()) return;
+  for (const char* variable : {"PMI_SIZE", "PMI_RANK", "MV2_COMM_WORLD_SIZE", "PMIX_RANK", "SLURM_STEP_NUM_TASKS"}) {
+    const char* value = std::getenv(variable);
+    if (!value || (variable == std::string_view("SLURM_STEP_NUM_TASKS") && std::atoi(value) <= 1)) continue;
+    throw InputError(Diagnostic{
+        .source = "environment",
+        .path = variable,
+        .value = value,
+        .allowed = "set by no other launcher than Open MPI's mpirun, which alone starts ranks that find each other",
+        .hint = "leave the launcher out: the ranks are started for you; if there is none, unset it"});
+  }
+}
+
+void expect_ranks(int world, int needed, const std::string& plan) {
+  if (world == needed) return;
   throw InputError(Diagnostic{
       .source = "mpirun",
       .path = "-n",
-      .value = std::to_string(started_ranks()),
+      .value = std::to_string(world),
       .allowed = std::to_string(needed) + ", the ranks of the plan " + plan,
       .hint = "use mpirun -n " + std::to_string(needed) + ", or leave mpirun out: the ranks are then started for you"});
 }
 
 std::vector<std::string> mpirun_command(int ranks, const std::vector<Core>& cores,
                                         const std::vector<std::string>& command) {
+  check(std::ranges::find(command, ":") == command.end(), "launcher: mpirun takes a lone \":\" for its own");
   std::vector<std::string> line{"mpirun", "--quiet", "-n", std::to_string(ranks), "-x", "OMP_NUM_THREADS=1"};
   const auto add = [&](std::initializer_list<const char*> words) {
     line.insert(line.end(), words.begin(), words.end());
@@ -119,7 +125,281 @@ std::vector<std::string> mpirun_command(int ranks, const std::vector<Core>& core
   return line;
 }
 
+namespace {
+
+// Signals that end the ranks, and those that the loop below must hear of besides.
+constexpr std::array kEnding{SIGINT, SIGTERM, SIGQUIT, SIGHUP};
+
+// Turns signals into something to read, for its lifetime; SIGPIPE is ignored meanwhile, as a write then says so itself.
+class SignalReader {
+ public:
+  SignalReader() {
+    sigset_t set;
+    sigemptyset(&set);
+    for (const int signal : kEnding) sigaddset(&set, signal);
+    for (const int signal : {SIGCHLD, SIGTSTP}) sigaddset(&set, signal);
+    sigprocmask(SIG_BLOCK, &set, &mask_before_);
+    struct sigaction ignore {};
+    ignore.sa_handler = SIG_IGN;
+    sigaction(SIGPIPE, &ignore, &pipe_before_);
+    descriptor_ = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    if (descriptor_ < 0) throw std::system_error(errno, std::generic_category(), "signalfd");
+  }
+  ~SignalReader() {
+    close(descriptor_);
+    restore();
+  }
+  SignalReader(const SignalReader&) = delete;
+  SignalReader& operator=(const SignalReader&) = delete;
+
+  int descriptor() const { return descriptor_; }
+  int next() const {  // 0: there is none
+    signalfd_siginfo info;
+    return read(descriptor_, &info, sizeof info) == sizeof info ? static_cast<int>(info.ssi_signo) : 0;
+  }
+  void restore() const {  // as it was: in the child, too
+    sigaction(SIGPIPE, &pipe_before_, nullptr);
+    sigprocmask(SIG_SETMASK, &mask_before_, nullptr);
+  }
+
+ private:
+  int descriptor_ = -1;
+  sigset_t mask_before_{};
+  struct sigaction pipe_before_ {};
+};
+
+// One of mpirun's streams, copied to one of ours. mpirun itself would crash where the reader has gone, and lose without
+// a word what can't be written.
+class Output {
+ public:
+  Output(int to, bool must_be_written) : to_(to), must_be_written_(must_be_written) {
+    if (pipe2(ends_.data(), O_CLOEXEC) != 0) throw std::system_error(errno, std::generic_category(), "pipe");
+    fcntl(ends_[0], F_SETFL, O_NONBLOCK);
+  }
+  ~Output() {
+    close(ends_[0]);
+    close_writer();
+  }
+  Output(const Output&) = delete;
+  Output& operator=(const Output&) = delete;
+
+  int writer() const { return ends_[1]; }
+  void close_writer() {
+    if (ends_[1] >= 0) close(std::exchange(ends_[1], -1));
+  }
+
+  // Reads no more than has been written, so that nobody's memory fills.
+  void wait_for(std::vector<pollfd>& all) const {
+    if (open_ && waiting() == 0) all.push_back({ends_[0], POLLIN, 0});
+    if (!discards_) all.push_back({to_, static_cast<short>(waiting() > 0 ? POLLOUT : 0), 0});
+  }
+  void handle(const pollfd& ready) {
+    if (ready.revents == 0) return;
+    if (ready.fd == ends_[0]) receive();
+    if (ready.fd != to_ || discards_) return;
+    if (ready.revents & POLLNVAL)
+      fail(EBADF);
+    else if (waiting() > 0)
+      pass_on();
+    else if (ready.revents & POLLERR)
+      fail(EPIPE);
+  }
+
+  // Whether nothing is left to be copied, now that all writers have ended.
+  bool is_empty() {
+    if (open_ && waiting() == 0) receive();
+    return waiting() == 0;
+  }
+  // Why it can't be written (errno). A stream that need not be written fails only where its reader has gone.
+  std::optional<int> failure() const { return failure_; }
+
+ private:
+  std::size_t waiting() const { return size_ - passed_on_; }
+  void receive() {
+    const ssize_t n = read(ends_[0], buffer_.data(), buffer_.size());
+    if (n == 0) open_ = false;
+    if (n <= 0) return;
+    size_ = static_cast<std::size_t>(n);
+    passed_on_ = discards_ ? size_ : 0;
+  }
+  void pass_on() {
+    const ssize_t n = write(to_, buffer_.data() + passed_on_, waiting());
+    if (n >= 0)
+      passed_on_ += static_cast<std::size_t>(n);
+    else if (errno != EINTR && errno != EAGAIN)
+      fail(errno);
+  }
+  void fail(int error) {  // what still comes is read, or mpirun could not end
+    if (must_be_written_ || error == EPIPE) failure_ = error;
+    discards_ = true;
+    passed_on_ = size_;
+  }
+
+  int to_;
+  bool must_be_written_, open_ = true, discards_ = false;
+  std::array<int, 2> ends_{-1, -1};
+  // At most what a pipe that is ready takes at once: a write never blocks, so that signals are always heard.
+  std::array<char, PIPE_BUF> buffer_{};
+  std::size_t size_ = 0, passed_on_ = 0;
+  std::optional<int> failure_;
+};
+
+// mpirun and the ranks below it, and ending them in steps: each gives the one before it time.
+class Ranks {
+ public:
+  Ranks(pid_t mpirun, const HeartbeatPage& page) : mpirun_(mpirun), page_(page) {}
+
+  // Ranks that have joined the page are ended by SIGTERM while mpirun is stopped: it finds them all dead, and ends at once
+  // with its files removed. If it saw one die, or were told to end, it would wait a second before it ends the others; and
+  // told twice, it flees and leaves its files behind. It may sleep that second all the same, so it is woken by a signal
+  // that it takes for the death of a child.
+  void end() {
+    if (stage_ == Stage::kRunning) proceed();
+  }
+  void kill_now() {
+    stage_ = std::max(stage_, Stage::kMpirunEnds);
+    kill(mpirun_, SIGCONT);
+    proceed();
+  }
+  void proceed() {
+    switch (stage_) {
+      case Stage::kRunning:
+        kill(mpirun_, SIGSTOP);
+        if (living_ranks().empty()) {
+          kill(mpirun_, SIGTERM);
+          kill(mpirun_, SIGCONT);
+          give_up_waiting_ = Clock::now() + std::chrono::seconds(5);
+          return next(Stage::kMpirunEnds, 0.02);
+        }
+        signal_ranks(SIGTERM);
+        signal_ranks(SIGCONT);
+        give_up_waiting_ = Clock::now() + std::chrono::milliseconds(500);
+        return next(Stage::kRanksEnd, 0.01);
+      case Stage::kRanksEnd:
+        if (!living_ranks().empty() && Clock::now() < give_up_waiting_) return next(Stage::kRanksEnd, 0.01);
+        signal_ranks(SIGKILL);
+        kill(mpirun_, SIGCONT);
+        give_up_waiting_ = Clock::now() + std::chrono::seconds(5);
+        return next(Stage::kMpirunEnds, 0.02);
+      case Stage::kMpirunEnds:
+        if (living_ranks().empty() && Clock::now() < give_up_waiting_) {
+          kill(mpirun_, SIGCHLD);
+          return next(Stage::kMpirunEnds, 0.02);
+        }
+        signal_ranks(SIGKILL);
+        return next(Stage::kRanksKilled, 3);
+      case Stage::kRanksKilled:
+      case Stage::kAllKilled:
+        kill(mpirun_, SIGKILL);
+        return next(Stage::kAllKilled, 60);
+    }
+  }
+  // Until proceed() is due, for poll(): -1 is never.
+  int milliseconds_left() const {
+    if (stage_ == Stage::kRunning) return -1;
+    using std::chrono::milliseconds;
+    return std::max(0, static_cast<int>(std::chrono::ceil<milliseconds>(due_ - Clock::now()).count()));
+  }
+
+  // Stops all with this process, which goes on when it is told to.
+  void stop() {
+    kill(mpirun_, SIGSTOP);
+    signal_ranks(SIGSTOP);
+    raise(SIGSTOP);
+    signal_ranks(SIGCONT);
+    kill(mpirun_, SIGCONT);
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  enum class Stage { kRunning, kRanksEnd, kMpirunEnds, kRanksKilled, kAllKilled };
+
+  void next(Stage stage, double seconds) {
+    stage_ = stage;
+    due_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  }
+  // Of those that have joined. A number that was given to another process meanwhile is no child of mpirun's.
+  std::vector<pid_t> living_ranks() const {
+    std::vector<pid_t> all;
+    for (int r = 0; r < page_.ranks(); ++r) {
+      const pid_t process = page_.rank(r).process;
+      std::string line;
+      if (process != 0) std::getline(std::ifstream("/proc/" + std::to_string(process) + "/stat"), line);
+      const std::size_t name_end = line.rfind(") ");  // "PID (NAME) STATE PARENT ..."
+      if (name_end == std::string::npos || name_end + 4 >= line.size()) continue;
+      const char state = line[name_end + 2];
+      if (state != 'Z' && state != 'X' && std::atoi(line.c_str() + name_end + 4) == mpirun_) all.push_back(process);
+    }
+    return all;
+  }
+  void signal_ranks(int signal) const {
+    for (const pid_t process : living_ranks()) kill(process, signal);
+  }
+
+  const pid_t mpirun_;
+  const HeartbeatPage& page_;
+  Stage stage_ = Stage::kRunning;
+  Clock::time_point due_, give_up_waiting_;
+};
+
+// Says who was killed, as mpirun's code 128 + n is a signal's number or a rank's own exit code.
+void name_killed_rank(const HeartbeatPage& page, int signal) {
+  std::vector<int> killed, told;
+  bool joined = false;
+  for (int r = 0; r < page.ranks(); ++r) {
+    const RankBeat& beat = page.rank(r);
+    if (beat.process == 0) continue;
+    joined = true;
+    if (beat.ending == 1 + 128 + signal) return;  // its own code, and its own words
+    if (beat.ending == 0) killed.push_back(r);
+    if (beat.ending == -signal) told.push_back(r);
+  }
+  // mpirun ends all others by SIGTERM: they have marked it.
+  if (killed.empty() && !told.empty())
+    killed = {*std::ranges::min_element(told, {}, [&](int r) { return page.rank(r).ended_as.load(); })};
+  const char* name = strsignal(signal);
+  for (const int r : killed)
+    fmt::print(stderr, "{} was killed by signal {} ({}) in {}\n", page.name(r), signal, name, page.doing(r));
+  if (killed.empty())
+    fmt::print(stderr, "a rank ended with {}: by signal {} ({}){}\n", 128 + signal, signal, name,
+               joined ? "" : ", or with this exit code");
+}
+
+// What is known of a run that a signal ends.
+void say_so_far(const HeartbeatPage& page, int signal) {
+  const RunSoFar run = page.run();
+  const char* name = sigabbrev_np(signal);
+  const std::string by = fmt::format("ended by SIG{}", name ? name : std::to_string(signal));
+  if (run.done > 0)
+    fmt::print(stderr, "{} after {} of {} steps: loss {:.4f} -> {:.4f}\n", by, run.done, run.steps, run.first_loss,
+               run.last_loss);
+  else if (run.steps > 0)
+    fmt::print(stderr, "{} before the first of {} steps was done\n", by, run.steps);
+  else
+    fmt::print(stderr, "{}\n", by);
+}
+
+// This process's environment with one variable more, for execvpe.
+std::vector<std::string> environment_with(const char* name, const std::string& value) {
+  const std::string assignment = std::string(name) + "=";
+  std::vector<std::string> all;
+  for (char** at = environ; *at; ++at)
+    if (!std::string_view(*at).starts_with(assignment)) all.emplace_back(*at);
+  all.push_back(assignment + value);
+  return all;
+}
+
+std::vector<char*> pointers(std::vector<std::string>& words) {
+  std::vector<char*> all;
+  for (std::string& word : words) all.push_back(word.data());
+  all.push_back(nullptr);
+  return all;
+}
+
+}  // namespace
+
 int run_ranks(int ranks, const std::vector<std::string>& command) {
+  refuse_foreign_launcher();
   if (!is_on_path("mpirun")) {
     throw InputError(
         Diagnostic{.source = "mpirun",
@@ -140,37 +420,80 @@ int run_ranks(int ranks, const std::vector<std::string>& command) {
         "not bound to cores, and times will be longer\n",
         ranks, available);
   }
+  const HeartbeatPage page(ranks);
   std::vector<std::string> line = mpirun_command(ranks, claim.cores(), command);
-  std::vector<char*> argv;
-  for (std::string& word : line) argv.push_back(word.data());
-  argv.push_back(nullptr);
+  std::vector<std::string> variables = environment_with(kHeartbeatVariable, page.path());
+  const std::vector<char*> argv = pointers(line), envp = pointers(variables);
 
   std::fflush(nullptr);
-  int output[2];  // mpirun drops what it can't write, so it writes to us
-  if (pipe2(output, O_CLOEXEC) != 0) throw std::system_error(errno, std::generic_category(), "pipe");
+  const SignalReader signals;
+  Output out(STDOUT_FILENO, true), err(STDERR_FILENO, false);
   const pid_t parent = getpid();
   const pid_t child = fork();
   if (child < 0) throw std::system_error(errno, std::generic_category(), "fork");
   if (child == 0) {
+    setpgid(0, 0);  // signals of the terminal come to us alone, and once
     prctl(PR_SET_PDEATHSIG, SIGTERM);
+    signals.restore();
     if (getppid() != parent) _exit(128 + SIGTERM);  // it died before it could be watched
-    dup2(output[1], STDOUT_FILENO);
-    execvp(argv[0], argv.data());
+    const int nothing = open("/dev/null", O_RDONLY);
+    if (nothing < 0 || dup2(nothing, STDIN_FILENO) < 0 || dup2(out.writer(), STDOUT_FILENO) < 0 ||
+        dup2(err.writer(), STDERR_FILENO) < 0)
+      _exit(127);
+    execvpe(argv[0], argv.data(), envp.data());
     _exit(127);
   }
-  const IgnoreSignal interrupt(SIGINT), quit(SIGQUIT);
-  close(output[1]);
-  const std::optional<OutputError> lost = relay_output(output[0], [child] { kill(child, SIGTERM); });
-  close(output[0]);
-  int status = 0;
-  while (waitpid(child, &status, 0) < 0) {
-    if (errno != EINTR) throw std::system_error(errno, std::generic_category(), "waitpid");
+  out.close_writer();
+  err.close_writer();
+
+  Ranks all(child, page);
+  int asked = 0;  // by which signal
+  std::optional<int> status, unwritten;
+  const auto lost = [&](Output& stream) {
+    if (!stream.failure() || unwritten) return;
+    unwritten = stream.failure();
+    all.end();
+  };
+  while (!status || !out.is_empty() || !err.is_empty()) {
+    std::vector<pollfd> ready{{signals.descriptor(), POLLIN, 0}};
+    for (const Output* stream : {&out, &err}) stream->wait_for(ready);
+    constexpr int kAgainAfterMs = 100;
+    if (poll(ready.data(), ready.size(), status ? kAgainAfterMs : all.milliseconds_left()) < 0 && errno != EINTR)
+      throw std::system_error(errno, std::generic_category(), "poll");
+    if (!status && all.milliseconds_left() == 0) all.proceed();
+    while (const int signal = signals.next()) {
+      if (signal == SIGCHLD) {
+        int how = 0;
+        if (waitpid(child, &how, WNOHANG) == child) status = how;
+      } else if (signal == SIGTSTP) {
+        all.stop();
+      } else if (std::exchange(asked, signal) == 0) {
+        all.end();
+      } else {
+        all.kill_now();
+      }
+    }
+    if (asked && status) break;  // whoever reads does not hear the rest
+    for (const pollfd& one : ready) {
+      out.handle(one);
+      err.handle(one);
+    }
+    lost(out);
+    lost(err);
+    if (unwritten && status) break;
   }
-  if (lost) throw *lost;
-  const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  if (code > 128) {
-    std::fprintf(stderr, "a rank, or mpirun, was ended by signal %d (%s)\n", code - 128, strsignal(code - 128));
+  if (asked) {
+    say_so_far(page, asked);
+    return 128 + asked;
   }
+  if (unwritten == EPIPE) return 128 + SIGPIPE;
+  if (unwritten) throw OutputError(*unwritten);
+  if (WIFSIGNALED(*status)) {
+    std::fprintf(stderr, "mpirun was killed by signal %d (%s)\n", WTERMSIG(*status), strsignal(WTERMSIG(*status)));
+    return 128 + WTERMSIG(*status);
+  }
+  const int code = WEXITSTATUS(*status);
+  if (code > 128 && code - 128 <= SIGRTMAX && !page.has_report()) name_killed_rank(page, code - 128);
   return code;
 }
 

@@ -9,26 +9,40 @@
 
 namespace meshwright {
 
-// Whether this process is a rank that mpirun started, and of how many (1 if it isn't). Needs no MPI_Init.
+// Whether this process is a rank that mpirun started, and of how many (1 if it isn't), as the environment has it: a hint,
+// which needs no MPI_Init. MpiSession compares it with the world.
 bool is_started_rank();
 int started_ranks();
 
-// Throws InputError if mpirun started another number of ranks than `plan` ("2x2x2 plan ...", for the message)
-// has. Precondition: is_started_rank().
-void expect_started_ranks(int needed, const std::string& plan);
+// Throws InputError if the environment says that an mpirun of another MPI, or srun, started this process as one of
+// several: each of them would start ranks of its own.
+void refuse_foreign_launcher();
+
+// Throws InputError if the world has another number of ranks than `plan` ("2x2x2 plan ...", for the message).
+void expect_ranks(int world, int needed, const std::string& plan);
 
 // The command line that runs `command` on `ranks` ranks of this machine. `cores`: one for each rank, to which it binds
 // itself (executor/launch/resources.h), busy waiting; or none: then ranks are unbound, and yield while they wait. One OpenMP
-// thread a rank.
+// thread a rank. mpirun takes a word ":" for the end of a command, wherever it stands: `command` must have none (checked).
 std::vector<std::string> mpirun_command(int ranks, const std::vector<Core>& cores,
                                         const std::vector<std::string>& command);
 
-// Runs `command` on `ranks` ranks and waits. Each rank gets a core if so many are available, unclaimed by other runs (said
-// on stderr if not) and no quota shares them out. Output and input are this process's. Returns the exit code: of
-// the first rank that ended with another than 0, or 128 + the signal that ended one (said on stderr). Ranks
-// die with this process. Throws InputError if mpirun is not installed, and OutputError, when they are ended, if their output
-// can't be written.
+// Runs `command` on `ranks` ranks and waits. Each rank gets a core if so many are available, unclaimed by other runs (said on
+// stderr if not) and no quota shares them out. Their output becomes this process's; they have no input. Ranks die with this
+// process. Returns the exit code:
+// - of the first rank that ended with another than 0;
+// - 128 + the signal that ended a rank, which is named on stderr with its rank, step and operation where the ranks are an
+//   MpiSession, and else by its number;
+// - 128 + the signal that this process got meanwhile (SIGINT, SIGTERM, SIGQUIT, SIGHUP; unless it ignores it): the ranks
+//   are then ended, in less than a second where they are an MpiSession, and what is known of the run is said on stderr. A
+//   second signal kills them. SIGTSTP stops the ranks, too;
+// - 128 + SIGPIPE, in silence, if the reader of this process's output has gone.
+// Throws InputError if mpirun is not installed or this process was started by a foreign one, and OutputError if
+// the output can't be written.
 int run_ranks(int ranks, const std::vector<std::string>& command);
+
+// Where ranks find the heartbeat page (executor/launch/heartbeat.h) of the process that started them.
+constexpr const char* kHeartbeatVariable = "MESHWRIGHT_HEARTBEAT";
 
 // Command line of this process, for run_ranks(): the running executable, whatever argv[0] says, and
 // argv[1..].

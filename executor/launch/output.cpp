@@ -4,7 +4,6 @@
 #include <poll.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <cstring>
 #include <string>
@@ -39,22 +38,6 @@ void keep_standard_streams() {
 
 void close_output() {
   if (close(STDOUT_FILENO) != 0 && errno != EBADF && errno != EINTR) throw OutputError(errno);
-}
-
-std::optional<OutputError> relay_output(int from, const std::function<void()>& on_loss) {
-  std::optional<OutputError> lost;
-  std::array<char, 1 << 16> bytes;
-  while (true) {
-    const ssize_t n = read(from, bytes.data(), bytes.size());
-    if (n == 0 || (n < 0 && errno != EINTR)) return lost;
-    if (n < 0 || lost) continue;
-    try {
-      print({bytes.data(), static_cast<std::size_t>(n)});
-    } catch (const OutputError& error) {
-      lost = error;
-      on_loss();
-    }
-  }
 }
 
 }  // namespace meshwright

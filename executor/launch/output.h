@@ -1,8 +1,6 @@
 // Data on stdout, known to have arrived: a full disk loses no line in silence.
 #pragma once
 
-#include <functional>
-#include <optional>
 #include <stdexcept>
 #include <string_view>
 
@@ -28,9 +26,5 @@ void keep_standard_streams();
 
 // Closes stdout, as some file systems only then say that they have no room. Throws OutputError. Nothing can be printed after.
 void close_output();
-
-// Prints what comes out of the pipe `from` until it is closed. What print() throws is returned: on_loss() is then called, and
-// the rest read and dropped.
-std::optional<OutputError> relay_output(int from, const std::function<void()>& on_loss);
 
 }  // namespace meshwright

@@ -11,6 +11,7 @@
 #include <fstream>
 #include <iterator>
 #include <set>
+#include <stdexcept>
 
 #include "model/input/diagnostics.h"
 
@@ -71,9 +72,9 @@ TEST(Launcher, a_users_own_mpirun_must_have_the_plans_number_of_ranks) {
   const WithEnvironment size("OMPI_COMM_WORLD_SIZE", "4");
   EXPECT_TRUE(is_started_rank());
   EXPECT_EQ(started_ranks(), 4);
-  EXPECT_NO_THROW(expect_started_ranks(4, "2x2x1"));
+  EXPECT_NO_THROW(expect_ranks(4, 4, "2x2x1"));
   try {
-    expect_started_ranks(8, "2x2x2");
+    expect_ranks(4, 8, "2x2x2");
     FAIL();
   } catch (const InputError& e) {
     EXPECT_THAT(e.what(), HasSubstr("4"));
@@ -167,6 +168,49 @@ TEST(Launcher, ranks_of_runs_beside_each_other_are_bound_to_different_cores_or_t
     if (of_rank == whole) continue;  // bound to none
     for (const int cpu : of_rank) EXPECT_TRUE(taken.insert(cpu).second) << "two ranks are bound to processor " << cpu;
   }
+}
+
+TEST(Launcher, ranks_of_other_launchers_are_refused_and_Open_MPIs_are_not) {
+  for (const char* variable : {"PMI_SIZE", "PMI_RANK", "MV2_COMM_WORLD_SIZE", "PMIX_RANK", "SLURM_STEP_NUM_TASKS"}) {
+    const WithEnvironment foreign(variable, "2");
+    try {
+      run_ranks(2, {"/bin/true"});
+      ADD_FAILURE() << variable;
+    } catch (const InputError& e) {
+      EXPECT_THAT(e.what(), HasSubstr(variable));
+    }
+    const WithEnvironment size("OMPI_COMM_WORLD_SIZE", "2");
+    EXPECT_NO_THROW(refuse_foreign_launcher());
+  }
+  const WithEnvironment one("SLURM_STEP_NUM_TASKS", "1");
+  EXPECT_NO_THROW(refuse_foreign_launcher());
+}
+
+TEST(Launcher, a_word_that_mpirun_takes_for_a_separator_never_reaches_it) {
+  EXPECT_THROW(mpirun_command(2, {}, {"/bin/meshwright", "--data", ":"}), std::logic_error);
+  EXPECT_NO_THROW(mpirun_command(2, {}, {"/bin/meshwright", "--data=:", "./:"}));
+}
+
+TEST(Launcher, an_exit_code_above_128_is_a_signals_only_where_there_is_such_a_signal) {
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(run_ranks(2, {"/bin/sh", "-c", "exit 200"}), 200);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), Not(HasSubstr("signal")));
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(run_ranks(2, {"/bin/sh", "-c", "kill -9 $$"}), 137);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("signal 9 (Killed), or with this exit code"));
+}
+
+TEST(Launcher, ranks_read_nothing_of_this_processs_input) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  ASSERT_EQ(write(ends[1], "word\n", 5), 5);
+  const int before = dup(STDIN_FILENO);
+  dup2(ends[0], STDIN_FILENO);
+  EXPECT_EQ(run_ranks(2, {"/bin/sh", "-c", "read x && exit 4; exit 0"}), 0);  // at the end of its input at once
+  dup2(before, STDIN_FILENO);
+  char text[8] = {};
+  EXPECT_EQ(read(ends[0], text, sizeof text), 5);
+  for (const int descriptor : {before, ends[0], ends[1]}) close(descriptor);
 }
 
 TEST(Launcher, own_command_is_the_running_executable_with_its_arguments) {

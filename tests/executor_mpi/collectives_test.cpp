@@ -11,9 +11,13 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <set>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "executor/comm/byte_counter.h"
+#include "executor/comm/message_tag.h"
 
 namespace meshwright {
 namespace {
@@ -204,6 +208,100 @@ TEST(PointToPoint, messages_arrive_in_order_while_several_sends_are_under_way) {
   });
 }
 
+// Runs f on ranks 0 and 1.
+void on_two_ranks(const std::function<void(MPI_Comm, int)>& f) {
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Comm comm = MPI_COMM_NULL;
+  MPI_Comm_split(MPI_COMM_WORLD, rank < 2 ? 0 : MPI_UNDEFINED, rank, &comm);
+  if (comm == MPI_COMM_NULL) return;
+  register_group(comm, Group::kTp);
+  f(comm, rank);
+  MPI_Comm_free(&comm);
+}
+
+TEST(Lengths, of_messages_that_are_not_what_was_expected_are_errors_that_name_both_ends) {
+  on_two_ranks([](MPI_Comm comm, int r) {
+    for (const std::size_t factor : {1, 20'000}) {  // sent with its envelope, and after a handshake
+      const std::size_t own = (r == 0 ? 10 : 6) * factor, other = (r == 0 ? 6 : 10) * factor;
+      const std::vector<float> src(own);
+      std::vector<float> dst(2 * own);
+      try {
+        ring_all_gather<float>(comm, src, dst);
+        ADD_FAILURE() << "accepted";
+      } catch (const std::logic_error& error) {
+        EXPECT_EQ(std::string(error.what()), "all-gather over tp: rank " + std::to_string(r) + " expected " +
+                                                 std::to_string(4 * own) + " bytes from rank " + std::to_string(1 - r) +
+                                                 ", which sent " + std::to_string(4 * other) +
+                                                 ": they do not run the same program");
+      }
+      MPI_Barrier(comm);
+    }
+    if (r == 0) {
+      const std::vector<float> x(5);
+      isend<float>(comm, 1, x).wait();
+    } else {
+      std::vector<float> x(7);
+      try {
+        recv<float>(comm, 0, x);
+        ADD_FAILURE() << "accepted";
+      } catch (const std::logic_error& error) {
+        EXPECT_NE(std::string(error.what()).find("send over tp: rank 1 expected 28 bytes from rank 0, which sent 20"),
+                  std::string::npos)
+            << error.what();
+      }
+    }
+    EXPECT_THROW(
+        {
+          std::vector<float> dst(3);
+          ring_all_gather<float>(comm, std::vector<float>(2), dst);
+        },
+        std::logic_error)
+        << "checked before anything is sent";
+  });
+}
+
+TEST(Tags, differ_by_operation_and_are_the_same_on_all_ranks) {
+  on_two_ranks([](MPI_Comm comm, int r) {
+    std::set<int> seen;
+    std::vector<int> tags;
+    for (int i = 0; i < 3; ++i)
+      for (const MessageKind kind : {MessageKind::kAllGather, MessageKind::kAllReduce})
+        tags.push_back(next_collective_tag(comm, kind));
+    tags.push_back(r == 0 ? next_send_tag(comm, 1) : next_recv_tag(comm, 0));
+    tags.push_back(r == 0 ? next_send_tag(comm, 1) : next_recv_tag(comm, 0));
+    for (const int tag : tags) EXPECT_TRUE(is_our_tag(tag) && seen.insert(tag).second) << tag;
+    std::vector<int> of_rank_0 = tags;
+    MPI_Bcast(of_rank_0.data(), static_cast<int>(tags.size()), MPI_INT, 0, comm);
+    EXPECT_EQ(tags, of_rank_0);
+    EXPECT_EQ(kind_of_tag(tags[1]), MessageKind::kAllReduce);
+    for (int i = 0; i < 3 * kTagNumbers; ++i) {  // they begin anew, within what MPI promises
+      const int tag = next_collective_tag(comm, MessageKind::kReduceScatter);
+      ASSERT_TRUE(is_our_tag(tag) && kind_of_tag(tag) == MessageKind::kReduceScatter);
+    }
+  });
+}
+
+TEST(Tags, a_message_of_another_operation_is_not_taken_for_this_ones) {
+  on_two_ranks([](MPI_Comm comm, int r) {
+    // Rank 0 sends two messages of one length; rank 1 receives what was sent second with the second operation, though it
+    // asks for it first.
+    const std::vector<float> first(4, 1), second(4, 2);
+    std::vector<float> a(4), b(4);
+    if (r == 0) {
+      PendingSend one = isend<float>(comm, 1, first), two = isend<float>(comm, 1, second);
+      one.wait();
+      two.wait();
+    } else {
+      const int tag_of_first = next_recv_tag(comm, 0);
+      recv<float>(comm, 0, b);
+      MPI_Recv(a.data(), 4, MPI_FLOAT, 0, tag_of_first, comm, MPI_STATUS_IGNORE);
+      EXPECT_EQ(a, first);
+      EXPECT_EQ(b, second);
+    }
+  });
+}
+
 TEST(ByteCounter, sees_messages_that_do_not_go_through_our_collectives) {
   int rank = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
@@ -213,6 +311,11 @@ TEST(ByteCounter, sees_messages_that_do_not_go_through_our_collectives) {
   MPI_Allreduce(&x, &y, 1, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD);
   const Traffic want = {{{"other", "none"}, Bytes{8}}, {{"mpi-collective", "none"}, Bytes{8}}};
   EXPECT_EQ(traffic(), want);
+  MPI_Request request = MPI_REQUEST_NULL;
+  MPI_Irecv(&y, 1, MPI_DOUBLE, rank, 8, MPI_COMM_WORLD, &request);
+  MPI_Ssend(&x, 1, MPI_DOUBLE, rank, 8, MPI_COMM_WORLD);
+  MPI_Wait(&request, MPI_STATUS_IGNORE);
+  EXPECT_EQ((traffic()[{"other", "none"}]), Bytes{16});
   reset_traffic();
   EXPECT_EQ(traffic(), Traffic{});
 }

@@ -85,6 +85,24 @@ TEST(MeshComm, bytes_count_for_the_group_they_are_sent_in) {
   EXPECT_EQ(traffic(), want);
 }
 
+TEST(MeshComm, of_another_size_than_the_world_is_refused_and_an_exception_frees_nothing) {
+  EXPECT_THROW(MeshComm(MPI_COMM_WORLD, {1, 1, 1}), std::logic_error);
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  // One rank leaves by an exception while the others are still at work: it must not wait for them.
+  MPI_Comm group = MPI_COMM_NULL;
+  try {
+    const MeshComm mesh(MPI_COMM_WORLD, {2, 2, 2});
+    group = mesh.comm(Group::kDp);
+    throw std::runtime_error("one rank fails");
+  } catch (const std::runtime_error&) {
+  }
+  int size = 0;
+  MPI_Comm_size(group, &size);  // still there
+  EXPECT_EQ(size, 2);
+  MPI_Comm_free(&group);
+}
+
 TEST(Rank0First, the_others_start_when_rank_0_has_finished_or_failed) {
   int rank = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);

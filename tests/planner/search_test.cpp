@@ -216,6 +216,22 @@ TEST(Search, ProgressIsReportedOnTheCallersThreadAndEndsComplete) {
   EXPECT_EQ(seen.back().best, result.plans.front());
 }
 
+TEST(Search, AStoppedSearchKeepsWhatItFoundAndSaysThatItIsNotComplete) {
+  const Problem problem = small_problem(8);
+  const SearchResult whole = search(problem, pretend(few_values), {.workers = 2});
+  EXPECT_TRUE(whole.complete);
+  std::atomic<int> asked = 0;
+  const SearchResult part = search(problem, pretend(few_values), {.workers = 2, .stop = [&] { return ++asked > 5; }});
+  EXPECT_FALSE(part.complete);
+  EXPECT_EQ(part.evaluated, 5);  // each of the first five that asked looked at one plan
+  ASSERT_EQ(part.plans.size(), 5u);
+  for (const PlanResult& plan : part.plans)
+    EXPECT_NE(std::ranges::find(whole.plans, plan), whole.plans.end()) << to_text(plan.plan);
+  const SearchResult none = search(problem, pretend(few_values), {.stop = [] { return true; }});
+  EXPECT_FALSE(none.complete);
+  EXPECT_EQ(none.evaluated, 0);
+}
+
 TEST(Published, ThePlanOfTheConfigurationIsItsMeshWithGPipeFsdp3AndFullRecomputation) {
   EXPECT_EQ(to_text(published_plan(published_config())), "8x2x2,schedule=gpipe,microbatches=4,fsdp=3,recompute=full");
 }

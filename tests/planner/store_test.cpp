@@ -160,6 +160,20 @@ TEST_F(StoreTest, TheLatestSearchIsOfExactlyThisQuestion) {
   }
 }
 
+TEST_F(StoreTest, AnInterruptedSearchIsKeptAsOneAndAnswersNothing) {
+  Store store(file());
+  SearchResult interrupted = some_search(3);
+  interrupted.complete = false;
+  const std::int64_t id = store.save(kKey, interrupted);
+  EXPECT_FALSE(store.latest(kKey));
+  EXPECT_FALSE(store.search(id)->result.complete);
+  EXPECT_EQ(store.plans(id).size(), 3u);
+  const std::int64_t whole = store.save(kKey, some_search(2));
+  store.save(kKey, interrupted);
+  EXPECT_EQ(store.latest(kKey), whole);
+  EXPECT_TRUE(store.search(whole)->result.complete);
+}
+
 TEST_F(StoreTest, ASearchInWhichNothingFitsIsKeptToo) {
   Store store(file());
   const std::int64_t id = store.save(kKey, some_search(0));
@@ -184,9 +198,9 @@ TEST_F(StoreTest, RunsKeepWhatWasPredictedAndMeasured) {
   EXPECT_TRUE(store.runs(plan + 1).empty());
 }
 
-TEST_F(StoreTest, TheSchemaOfVersion1IsWhatItWas) {
+TEST_F(StoreTest, TheSchemaOfVersion2IsWhatItWas) {
   // A change here needs a new kSchemaVersion and a way to read the old one.
-  EXPECT_EQ(kSchemaVersion, 1);
+  EXPECT_EQ(kSchemaVersion, 2);
   EXPECT_THAT(schema(), HasSubstr(R"(CREATE TABLE plans (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   search INTEGER NOT NULL REFERENCES searches (id),
@@ -272,10 +286,10 @@ TEST_F(StoreTest, ADatabaseOfAnotherProgramIsRefusedAndLeftAsItIs) {
 
 TEST_F(StoreTest, ANewerSchemaIsRefusedWithBothVersions) {
   { Store(file()).save(kKey, some_search(1)); }
-  { sqlite::Database(file(), sqlite::Access::kWrite).run("PRAGMA user_version = 2"); }
+  { sqlite::Database(file(), sqlite::Access::kWrite).run("PRAGMA user_version = 3"); }
   const Diagnostic refused = refusal(file());
-  EXPECT_EQ(refused.value, "schema version 2");
-  EXPECT_EQ(refused.allowed, "schema version 1");
+  EXPECT_EQ(refused.value, "schema version 3");
+  EXPECT_EQ(refused.allowed, "schema version 2");
 }
 
 TEST_F(StoreTest, AMissingFolderOrFileIsNamed) {
