@@ -512,9 +512,9 @@ std::vector<std::string> Store::faults() const {
   std::vector<std::string> found;
   Statement integrity(*db_, "PRAGMA integrity_check");
   while (integrity.step())
-    if (std::string text = integrity.text(); text != "ok") found.push_back(std::move(text));
+    if (std::string text = integrity.bytes(); text != "ok") found.push_back(std::move(text));
   Statement keys(*db_, "PRAGMA foreign_key_check");
-  while (keys.step()) found.push_back("a row of " + keys.text() + " refers to one that is not there");
+  while (keys.step()) found.push_back("a row of " + keys.bytes() + " refers to one that is not there");
   return found;
 }
 

@@ -159,7 +159,7 @@ TEST(BadFiles, ABrokenConfigurationIsRefusedWithThePlaceOfTheFault) {
   expect_refused(meshwright({"params", folder.write("twice.json", R"({"name": "a", "name": "b"})")}),
                  {"twice.json", "name"});
   expect_refused(meshwright({"params", folder.write("null.json", published + std::string("\0garbage", 8))}),
-                 {"null.json", "line 57, column 1", "null byte"});
+                 {"null.json", "line 58, column 1", "null byte"});
   expect_refused(meshwright({"params", folder.write("deep.json", std::string(100'000, '['))}), {"deep.json"});
 }
 
@@ -229,7 +229,7 @@ TEST(BadFiles, NoTextOfAFileReachesTheTerminalWithWhatATerminalObeys) {
     EXPECT_FALSE(has_control_characters(outcome.err)) << outcome.err;
     EXPECT_NE(outcome.out.find("v4\\"), std::string::npos) << outcome.out;  // it is seen
   }
-  expect_refused(meshwright({"params", kSmall, "--set", hostile + "=1"}), {"\\x1b[31m"});
+  expect_refused(meshwright({"params", kSmall, "--set", hostile + "=1"}), {"\\u001b[31m"});
   for (const std::string& word : {hostile, std::string("--") + hostile, std::string("\xff")}) {
     const Outcome outcome = meshwright({"params", kSmall, word});
     expect_refused(outcome, {"command line"});

@@ -38,7 +38,7 @@ TEST(Printable, BytesThatAreNoUtf8AreWrittenOutOneByOne) {
 RC_GTEST_PROP(Printable, AnyBytesBecomeUtf8WithoutControlCharactersThatPrintsAsItself, (const std::string& bytes)) {
   const std::string shown = printable(bytes);
   for (const char c : shown) RC_ASSERT(static_cast<unsigned char>(c) >= 0x20 && c != 0x7f);
-  RC_ASSERT_NO_THROW(nlohmann::json(shown).dump());
+  nlohmann::json(shown).dump();  // throws where it is no UTF-8
   RC_ASSERT(printable(shown) == shown);
 }
 
