@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/command_line.h"
 #include "cli/inputs.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
@@ -28,9 +29,10 @@ void add_search(CLI::App& app, Invocation& invocation) {
   const auto options = std::make_shared<Options>();
   add_config_options(*command, options->config);
   add_system_options(*command, options->system);
-  command->add_option("--top", options->top, "Rows at most: without it 10, or with --all as many as there are")
-      ->type_name("N")
-      ->check(CLI::Range(1, 1'000'000));
+  add_integer_option(
+      *command, invocation, "--top", {1, 1'000'000},
+      [=](std::int64_t n) { options->top = static_cast<std::size_t>(n); },
+      "Rows at most: without it 10, or with --all as many as there are");
   command->add_flag("--all", options->all, "Every plan, instead of the best one of each mesh");
   command->add_option("--where", options->where, "Only plans that match, such as tp=2,pp<=4; repeatable, all must hold")
       ->type_name("CONDITIONS")
@@ -70,9 +72,9 @@ void add_search(CLI::App& app, Invocation& invocation) {
                                   config.sequence_length};
       print(options->config.json ? to_json(result, heading, view).dump(2) + '\n'
                                  : search_report(result, heading, view, columns(STDOUT_FILENO)));
-      const std::int64_t id = store.save(search_key(config, system), result);  // if it can't be: it has been printed
+      store.save(search_key(config, system), result);  // if it can't be: it has been printed
       const PlanResult* best = preferred(result, system.usable_memory, view.headroom);
-      log_info(fmt::format("stored in {} as search {}{}", options->system.database, id,
+      log_info(fmt::format("stored in {}{}", options->system.database,
                            best ? fmt::format("; the best plan is --plan {}", plan_id(best->plan)) : ""));
       if (!result.complete) return 128 + interrupting_signal();
       return matching(result, view.where).plans.empty() ? kNothingFeasible : kDone;

@@ -106,7 +106,9 @@ struct System {
 //          or for shared memory all devices.
 // Throws InputError: an unknown name (with those that are known), everything wrong with the file, an
 // impossible slice.
-System load_system(const std::string& spec, const std::filesystem::path& configs);
+// `others`: names that the caller knows beside these, for its message.
+System load_system(const std::string& spec, const std::filesystem::path& configs,
+                   const std::vector<std::string>& others = {});
 System load_system_file(const std::filesystem::path& file, const std::string& slice = "");
 
 // The names that load_system knows there, sorted.

@@ -35,6 +35,11 @@ struct Illegality {
 };
 std::vector<Illegality> illegalities(const ModelSpec& model, const TrainingShape& shape, const Plan& plan);
 
+// The generators' own condition, one of illegalities(): a schedule is written out slot by slot on every stage, so that pp x
+// microbatches is at most kLargestSchedule (some hundred MB of slots).
+constexpr std::int64_t kLargestSchedule = 1 << 18;
+std::optional<Illegality> unschedulable(int pp, std::int64_t microbatches);
+
 // What a piece costs, in any one unit, at least 0 (in whole numbers below 2^53, equal costs tie exactly). A stage costs
 // the larger of its two sums over the calls of a microbatch.
 struct PieceCost {
