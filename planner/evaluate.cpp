@@ -64,8 +64,8 @@ PlanResult evaluate_plan(const Problem& problem, const Plan& plan, const Program
 
 void check_figures(const PlanResult& r) {
   constexpr double kRounding = 1e-9, kAnything = std::numeric_limits<double>::max();
-  const auto within = [](double value, double low, double high) {  // false for what is no number
-    return value >= low && value <= high + kRounding * std::abs(high);
+  const auto within = [](double value, double low, double high) {
+    return std::isfinite(value) && value >= low && value <= high + kRounding * std::abs(high);
   };
   const auto expect = [&](std::string_view name, double value, double low, double high) {
     check(within(value, low, high), "{} of {} is {}, out of {} to {}", name, to_text(r.plan), value, low, high);

@@ -49,6 +49,7 @@ Seconds compute_time(const MeasuredCompute& measured, const Work& work) {
 }
 
 Seconds compute_time(const System& system, const Work& work) {
+  if (work.flops.value > 0) require_dtype(system, work.dtype);
   return std::visit([&](const auto& compute) { return compute_time(compute, work); }, system.compute);
 }
 

@@ -27,8 +27,8 @@ Seconds compute_time(const RooflineCompute& roofline, const Work& work);
 // (load_system). Between measured sizes: see Curve.
 Seconds compute_time(const MeasuredCompute& measured, const Work& work);
 
-// Either of the two, as the system has it.
-// Precondition: work.dtype is one of system.peak's, if there are FLOPs (see require_dtype).
+// Either of the two, as the system has it. Throws InputError (require_dtype) for a product of a type that the system has
+// no peak for: programs in bf16 or f16 have some in f32, too.
 Seconds compute_time(const System& system, const Work& work);
 
 }  // namespace meshwright

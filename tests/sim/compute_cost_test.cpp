@@ -5,6 +5,7 @@
 #include <cmath>
 #include <string_view>
 
+#include "model/input/diagnostics.h"
 #include "tests/systems.h"
 
 namespace meshwright {
@@ -89,6 +90,16 @@ TEST(MeasuredCompute, KindsThatAreNotListedCostAsOthers) {
   EXPECT_NEAR(1e6 * compute_time(cores, elementwise(50'000, "adamw")).value, 2 + 1,
               1e-9);                                                                       // listed: 5e10 bytes/s
   EXPECT_NEAR(1e6 * compute_time(cores, elementwise(20'000, "gelu")).value, 3 + 1, 1e-9);  // other: 2e10
+}
+
+TEST(ComputeTime, OfAProductWithoutAPeakForItsTypeIsRefused) {
+  System v4 = load_system("v4:2x4x4");
+  std::get<RooflineCompute>(v4.compute).peak.erase(DType::kF32);
+  EXPECT_NO_THROW(compute_time(v4, product(8, 128, 128)));
+  EXPECT_THROW(compute_time(v4, product(8, 128, 128, DType::kF32)), InputError);
+  EXPECT_THROW(compute_time(v4, product(8, 128, 128, DType::kF16)), InputError);  // fp16 is not bf16
+  const System cores = load_system_file(TEST_DATA "/two_cores.json");
+  EXPECT_THROW(compute_time(cores, product(64, 768, 768)), InputError);
 }
 
 }  // namespace
