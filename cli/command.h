@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "model/input/diagnostics.h"
+
 namespace meshwright {
 
 enum ExitCode : int {
@@ -20,6 +22,7 @@ enum ExitCode : int {
 struct Invocation {
   std::vector<std::string> command;  // of this process: the executable, and its arguments
   std::function<int()> run;          // set by the command that was called
+  std::vector<Diagnostic> faults;    // of options' values; with any, nothing is run
 };
 
 void add_params(CLI::App& app, Invocation& invocation);

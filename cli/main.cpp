@@ -1,24 +1,23 @@
 // meshwright: which parallel plan to train with, how fast it will be, and running it.
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
-#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <iostream>
-#include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cli/command.h"
+#include "cli/command_line.h"
 #include "executor/launch/launcher.h"
 #include "executor/launch/mpi_session.h"
-#include "model/input/json_reader.h"
+#include "model/input/printable.h"
 
 namespace meshwright {
 namespace {
@@ -32,18 +31,6 @@ int fail(int code, const std::string& message) {
   std::fflush(nullptr);
   if (MpiSession::active()) MpiSession::abort(code);
   return code;
-}
-
-// CLI11 only says that a command is missing.
-std::optional<std::string> unknown_command(const CLI::App& app, int argc, char** argv) {
-  if (argc < 2 || argv[1][0] == '-') return std::nullopt;
-  std::vector<std::string> names;
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
-    names.push_back(command->get_name());
-  if (std::find(names.begin(), names.end(), argv[1]) != names.end()) return std::nullopt;
-  const auto near = nearest_word(argv[1], names);
-  return fmt::format("command line: no command {}: allowed: {}; hint: {}meshwright --help\n", argv[1],
-                     fmt::join(names, ", "), near ? fmt::format("did you mean {}? See ", *near) : "");
 }
 
 int main(int argc, char** argv) {
@@ -63,7 +50,7 @@ int main(int argc, char** argv) {
       "  meshwright simulate configs/jaxformer-moe1b.json --system v4:2x4x4 --plan best --trace step.json\n"
       "  meshwright run configs/moe-small.json --system local --plan best\n"
       "`meshwright COMMAND --help` says more about each.");
-  Invocation invocation{own_command(argc, argv), {}};
+  Invocation invocation{own_command(argc, argv), {}, {}};
   add_params(app, invocation);
   add_search(app, invocation);
   add_simulate(app, invocation);
@@ -71,14 +58,14 @@ int main(int argc, char** argv) {
   add_run(app, invocation);
 
   try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);  // --help
-    if (const auto unknown = unknown_command(app, argc, argv)) return fail(kBadInput, *unknown);
-    return fail(kBadInput,
-                fmt::format("command line: {}; hint: meshwright --help, or meshwright COMMAND --help\n", error.what()));
-  }
-  try {
+    try {
+      app.parse(argc, argv);
+    } catch (const CLI::ParseError& error) {
+      if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);  // --help
+      for (Diagnostic& fault : command_line_faults(app, error, {argv + 1, argv + argc}))
+        invocation.faults.push_back(std::move(fault));
+    }
+    if (!invocation.faults.empty()) throw InputError(invocation.faults);
     const int code = invocation.run();
     std::cout.flush();
     if (!std::cout) return fail(kInternalError, "internal error: stdout can't be written\n");
@@ -86,7 +73,7 @@ int main(int argc, char** argv) {
   } catch (const InputError& error) {
     return fail(kBadInput, fmt::format("{}\n", error.what()));
   } catch (const std::exception& error) {
-    return fail(kInternalError, fmt::format("internal error: {}\n", error.what()));
+    return fail(kInternalError, fmt::format("internal error: {}\n", printable(error.what())));
   }
 }
 

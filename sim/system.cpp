@@ -10,6 +10,7 @@
 
 #include "model/input/diagnostics.h"
 #include "model/input/json_reader.h"
+#include "model/input/printable.h"
 
 namespace meshwright {
 namespace {
@@ -42,8 +43,9 @@ class SystemFile {
   System read(const std::string& slice) {
     ObjectReader root = reader_.root();
     System system;
-    const std::string name = root.text("name").value_or("");
-    system.device = root.text("device").value_or("");
+    // Both are shown on terminals.
+    const std::string name = printable(root.text("name").value_or(""));
+    system.device = printable(root.text("device").value_or(""));
     if (auto memory = root.object("memory")) read_memory(*memory, system);
     if (auto compute = root.object("compute")) read_compute(*compute, system);
     if (auto topology = root.object("topology")) read_topology(*topology);
@@ -176,6 +178,7 @@ class SystemFile {
       MeasuredCompute measured;
       measured.peak = std::move(peak);
       if (auto kinds = compute.object("kinds")) {
+        for (int kind = 0; kind < kOpKinds; ++kind) kinds->has(kind_name(static_cast<OpKind>(kind)));  // all are known
         for (const std::string& key : kinds->keys()) {
           if (key != "other") read_listed_kind(*kinds, key, measured);
         }
@@ -426,7 +429,7 @@ System load_system_file(const std::filesystem::path& file, const std::string& sl
   return SystemFile(document).read(slice);
 }
 
-System load_system(const std::string& spec) {
+System load_system(const std::string& spec, const std::vector<std::string>& others) {
   // The slice is what follows the last colon, unless that is part of a file's path.
   const std::size_t colon = spec.find_last_of(":/");
   const bool sliced = colon != std::string::npos && spec[colon] == ':';
@@ -434,12 +437,14 @@ System load_system(const std::string& spec) {
   const std::string slice = sliced ? spec.substr(colon + 1) : "";
   if (what.find('/') != std::string::npos || what.ends_with(".json")) return load_system_file(what, slice);
 
-  const std::vector<std::string> known = known_systems();
+  std::vector<std::string> known = known_systems();
   if (std::find(known.begin(), known.end(), what) == known.end()) {
+    known.insert(known.end(), others.begin(), others.end());
     const auto near = nearest_word(what, known);
-    throw InputError({"--system", "", spec, fmt::format("{}, or a JSON file", fmt::join(known, ", ")),
-                      near ? fmt::format("did you mean {}?", *near)
-                           : fmt::format("systems are looked for in {}", systems_folder().string())});
+    throw InputError(
+        {"--system", "", fmt::format("\"{}\"", spec), fmt::format("{}, or a JSON file", fmt::join(known, ", ")),
+         near ? fmt::format("did you mean {}{}?", *near, sliced ? ":" + slice : "")
+              : fmt::format("describe it in a file of your own, like those in {}", systems_folder().string())});
   }
   const std::filesystem::path plain = systems_folder() / (what + ".json");
   std::error_code error;

@@ -105,7 +105,8 @@ struct System {
 // The configs folder is $MESHWRIGHT_CONFIGS, else that of the sources this was built from.
 // Throws InputError: an unknown name (with those that are known), everything wrong with the file, an
 // impossible slice.
-System load_system(const std::string& spec);
+// `others`: names that the caller knows beside these, for its message.
+System load_system(const std::string& spec, const std::vector<std::string>& others = {});
 System load_system_file(const std::filesystem::path& file, const std::string& slice = "");
 
 // The names that load_system knows, sorted.

@@ -5,18 +5,9 @@
 #include <cassert>
 #include <utility>
 
+#include "model/input/printable.h"
+
 namespace meshwright {
-namespace {
-
-// Input may hold line breaks and control bytes, a terminal shouldn't see them.
-std::string on_one_line(std::string text) {
-  for (char& c : text) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
-  }
-  return text;
-}
-
-}  // namespace
 
 std::string to_string(const Diagnostic& d) {
   std::string line = d.source;
@@ -24,7 +15,7 @@ std::string to_string(const Diagnostic& d) {
   if (!d.value.empty()) line += " = " + d.value;
   if (!d.allowed.empty()) line += ": allowed: " + d.allowed;
   if (!d.hint.empty()) line += "; hint: " + d.hint;
-  return on_one_line(std::move(line));
+  return printable(line);  // input may hold line breaks and control bytes
 }
 
 InputError::InputError(std::vector<Diagnostic> diagnostics) : diagnostics_(std::move(diagnostics)) {

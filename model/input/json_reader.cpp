@@ -62,6 +62,15 @@ std::string_view type_of(const Json& value) {
   return "nothing";
 }
 
+// "line 3, column 5" of the byte at `at`.
+std::string place_in(std::string_view text, std::size_t at) {
+  const std::string_view before = text.substr(0, at);
+  const auto line = 1 + std::count(before.begin(), before.end(), '\n');
+  const auto line_begin = before.rfind('\n');
+  const std::size_t column = 1 + at - (line_begin == std::string_view::npos ? 0 : line_begin + 1);
+  return fmt::format("line {}, column {}", line, column);
+}
+
 // Builds the value itself, instead of Json::parse, to see duplicate keys and depth, which that swallows.
 class Builder final : public nlohmann::json_sax<Json> {
  public:
@@ -103,14 +112,9 @@ class Builder final : public nlohmann::json_sax<Json> {
       if (const auto place_end = reason.find(": "); place_end != std::string::npos) reason.erase(0, place_end + 2);
     }
     const std::size_t end = std::min(position > 0 ? position - 1 : 0, text_.size());
-    const std::string_view before = text_.substr(0, end);
-    const auto line = 1 + std::count(before.begin(), before.end(), '\n');
-    const auto line_begin = before.rfind('\n');
-    const std::size_t column = 1 + end - (line_begin == std::string_view::npos ? 0 : line_begin + 1);
     const bool over_the_end = position > text_.size();
-    diagnostics_.push_back({source_, fmt::format("line {}, column {}", line, column),
-                            over_the_end ? "(end of the text)" : shown(Json(last_token)), "JSON",
-                            shortened_reason(reason)});
+    diagnostics_.push_back({source_, place_in(text_, end), over_the_end ? "(end of the text)" : shown(Json(last_token)),
+                            "JSON", shortened_reason(reason)});
     return false;
   }
 
@@ -169,25 +173,6 @@ class Builder final : public nlohmann::json_sax<Json> {
   std::vector<Diagnostic> diagnostics_;
 };
 
-std::string describe(const IntegerRange& range) {
-  const bool has_min = range.min != std::numeric_limits<std::int64_t>::min();
-  const bool has_max = range.max != std::numeric_limits<std::int64_t>::max();
-  if (has_min && has_max) return fmt::format("an integer from {} to {}", range.min, range.max);
-  if (has_min) return fmt::format("an integer of at least {}", range.min);
-  if (has_max) return fmt::format("an integer of at most {}", range.max);
-  return "an integer";
-}
-
-std::string describe(const NumberRange& range) {
-  std::string text = "a number";
-  if (std::isfinite(range.min)) text += fmt::format(" {} {}", range.min_open ? "above" : "of at least", range.min);
-  if (std::isfinite(range.max)) {
-    text += fmt::format("{} {} {}", std::isfinite(range.min) ? " and" : "", range.max_open ? "below" : "at most",
-                        range.max);
-  }
-  return text;
-}
-
 // Whether `value` is an integer of 64 bits with sign, and which.
 std::optional<std::int64_t> as_integer(const Json& value) {
   if (value.is_number_unsigned()) {
@@ -199,27 +184,20 @@ std::optional<std::int64_t> as_integer(const Json& value) {
   return std::nullopt;
 }
 
-bool contains(const IntegerRange& range, std::int64_t value) { return range.min <= value && value <= range.max; }
-
-bool contains(const NumberRange& range, double value) {
-  return std::isfinite(value) && (range.min_open ? range.min < value : range.min <= value) &&
-         (range.max_open ? value < range.max : value <= range.max);
-}
-
-// Levenshtein's, by rows.
+// Letters to insert, remove, replace, or to exchange with the next one (optimal string alignment), by rows.
 std::size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<std::size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), std::size_t{0});
+  std::vector<std::size_t> before(b.size() + 1), above(b.size() + 1), row(b.size() + 1);
+  std::iota(above.begin(), above.end(), std::size_t{0});
   for (std::size_t i = 1; i <= a.size(); ++i) {
-    std::size_t diagonal = row[0];
     row[0] = i;
     for (std::size_t j = 1; j <= b.size(); ++j) {
-      const std::size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-      diagonal = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
+      row[j] = std::min({above[j] + 1, row[j - 1] + 1, above[j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1)});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) row[j] = std::min(row[j], before[j - 2] + 1);
     }
+    before.swap(above);
+    above.swap(row);
   }
-  return row[b.size()];
+  return above[b.size()];
 }
 
 std::string join(const std::vector<std::string>& words) {
@@ -244,6 +222,11 @@ JsonDocument parse_json(std::string_view text, const std::string& source) {
   if (text.size() > static_cast<std::size_t>(kLargestJsonFile)) {
     throw InputError({source, "", fmt::format("{} bytes", text.size()),
                       fmt::format("at most {} bytes", kLargestJsonFile), "is this the file that you meant?"});
+  }
+  // The parser takes a null byte for the end of the text, and whatever follows would be accepted unread.
+  if (const std::size_t null = text.find('\0'); null != std::string_view::npos) {
+    throw InputError({source, place_in(text, null), "a null byte", "JSON, which is text in UTF-8",
+                      "is the file damaged, or in UTF-16? Save it as UTF-8"});
   }
   const bool whole = Json::sax_parse(text.begin(), text.end(), &builder);
   if (!builder.diagnostics().empty()) throw InputError(std::move(builder.diagnostics()));
@@ -363,6 +346,32 @@ std::string json_path(std::string_view parent, std::string_view key) {
 }
 
 std::string json_path(std::string_view parent, std::size_t index) { return fmt::format("{}[{}]", parent, index); }
+
+std::string describe(const IntegerRange& range) {
+  const bool has_min = range.min != std::numeric_limits<std::int64_t>::min();
+  const bool has_max = range.max != std::numeric_limits<std::int64_t>::max();
+  if (has_min && has_max) return fmt::format("an integer from {} to {}", range.min, range.max);
+  if (has_min) return fmt::format("an integer of at least {}", range.min);
+  if (has_max) return fmt::format("an integer of at most {}", range.max);
+  return "an integer";
+}
+
+std::string describe(const NumberRange& range) {
+  std::string text = "a number";
+  if (std::isfinite(range.min)) text += fmt::format(" {} {}", range.min_open ? "above" : "of at least", range.min);
+  if (std::isfinite(range.max)) {
+    text += fmt::format("{} {} {}", std::isfinite(range.min) ? " and" : "", range.max_open ? "below" : "at most",
+                        range.max);
+  }
+  return text;
+}
+
+bool contains(const IntegerRange& range, std::int64_t value) { return range.min <= value && value <= range.max; }
+
+bool contains(const NumberRange& range, double value) {
+  return std::isfinite(value) && (range.min_open ? range.min < value : range.min <= value) &&
+         (range.max_open ? value < range.max : value <= range.max);
+}
 
 std::optional<std::string> nearest_word(std::string_view word, const std::vector<std::string>& candidates) {
   constexpr std::size_t kLongestWord = 64;  // the distance costs the product of the lengths

@@ -72,6 +72,14 @@ struct NumberRange {
   bool max_open = false;
 };
 
+// What is allowed, in words: "an integer from 1 to 8", "a number above 0 and at most 1".
+std::string describe(const IntegerRange& range);
+std::string describe(const NumberRange& range);
+
+// Whether a number is in the range; NaN and infinities are in none.
+bool contains(const IntegerRange& range, std::int64_t value);
+bool contains(const NumberRange& range, double value);
+
 class JsonReader;
 
 // One object of a document. Every getter reports what is wrong and then returns nothing: a missing key,
