@@ -5,6 +5,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <thread>
 #include <tuple>
@@ -133,7 +134,10 @@ SearchResult search(const Problem& problem, const Machine& machine, const Search
   result.illegal = PlanSpace(problem).illegal();
   const int workers =
       options.workers > 0 ? options.workers : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  std::vector<Outcome> outcomes = Search(problem, machine, all_plans(problem)).run(workers, options.progress);
+  std::vector<Plan> plans = all_plans(problem);
+  // Before anything that takes long, such as cutting thousands of layers into stages.
+  if (options.progress) options.progress({.total = static_cast<std::int64_t>(plans.size())});
+  std::vector<Outcome> outcomes = Search(problem, machine, std::move(plans)).run(workers, options.progress);
   for (const Outcome& outcome : outcomes)
     if (const auto* error = std::get_if<std::exception_ptr>(&outcome)) std::rethrow_exception(*error);
   for (Outcome& outcome : outcomes) {
@@ -169,7 +173,8 @@ const PlanResult* preferred(const SearchResult& result, Bytes usable, double hea
 Plan published_plan(const TrainingConfig& config) {
   return {.mesh = config.mesh,
           .fsdp = config.mesh.dp > 1 ? 3 : 0,
-          .microbatches = static_cast<int>(config.microbatches * config.grad_step),
+          .microbatches = static_cast<int>(
+              std::min<std::int64_t>(config.microbatches * config.grad_step, std::numeric_limits<int>::max())),
           .schedule = Schedule::kGPipe,
           .recompute = Recompute::kFull};
 }

@@ -32,7 +32,7 @@ struct SearchProgress {
 
 struct SearchOptions {
   int workers = 0;  // threads; 0: one per hardware thread. The result is the same, bit for bit, for any number
-  // Called on the thread that called search(), about every 0.1 s and once at the end.
+  // Called on the thread that called search(): at once, then about every 0.1 s, and at the end.
   std::function<void(const SearchProgress&)> progress;
 };
 

@@ -8,12 +8,12 @@ namespace {
 constexpr int kLargestFsdp = 3;
 constexpr std::int64_t kSchedules = kScheduleNames.size(), kRecomputes = kRecomputeNames.size();
 
-std::vector<int> divisors(std::int64_t n) {
-  std::vector<int> low, high;
+std::vector<std::int64_t> divisors(std::int64_t n) {
+  std::vector<std::int64_t> low, high;
   for (std::int64_t d = 1; d * d <= n; ++d) {
     if (n % d) continue;
-    low.push_back(static_cast<int>(d));
-    if (d * d != n) high.push_back(static_cast<int>(n / d));
+    low.push_back(d);
+    if (d * d != n) high.push_back(n / d);
   }
   low.insert(low.end(), high.rbegin(), high.rend());
   return low;
@@ -27,15 +27,25 @@ std::int64_t PlanSpace::Choices::size() const {
 
 PlanSpace::PlanSpace(const Problem& problem) {
   check(problem.devices >= 1, "a plan space of {} devices", problem.devices);
-  for (const int tp : divisors(problem.devices))
-    for (const int pp : divisors(problem.devices / tp)) {
+  for (const std::int64_t tp : divisors(problem.devices))
+    for (const std::int64_t pp : divisors(problem.devices / tp)) {
       ++meshes_;
-      const Plan simplest{.mesh = {problem.devices / tp / pp, pp, tp}, .fsdp = 0, .microbatches = 1};
+      const Plan simplest{
+          .mesh = {static_cast<int>(problem.devices / tp / pp), static_cast<int>(pp), static_cast<int>(tp)},
+          .fsdp = 0,
+          .microbatches = 1};
       if (auto faults = illegalities(problem.model, problem.shape, simplest); !faults.empty()) {
         for (Illegality& why : faults) illegal_.push_back({simplest.mesh, std::nullopt, std::move(why)});
         continue;
       }
-      Choices choices{simplest.mesh, {}, divisors(problem.shape.sequences / simplest.mesh.dp)};
+      Choices choices{simplest.mesh, {}, {}};
+      std::optional<Illegality> unscheduled;
+      for (const std::int64_t microbatches : divisors(problem.shape.sequences / simplest.mesh.dp))
+        if (auto why = unschedulable(simplest.mesh.pp, microbatches))
+          unscheduled = std::move(why);
+        else
+          choices.microbatches.push_back(static_cast<int>(microbatches));
+      if (unscheduled) illegal_.push_back({simplest.mesh, std::nullopt, *std::move(unscheduled)});
       for (int fsdp = 0; fsdp <= kLargestFsdp; ++fsdp) {
         Plan plan = simplest;
         plan.fsdp = fsdp;

@@ -4,7 +4,7 @@
 // The axes and their values:
 //   mesh          every dp * pp * tp = devices
 //   fsdp          0, 1, 2, 3
-//   microbatches  every divisor of a dp shard's sequences
+//   microbatches  every divisor of a dp shard's sequences that can be scheduled (unschedulable() of lower.h)
 //   schedule      every Schedule
 //   recompute     every Recompute
 // Which combinations are legal is illegalities() of model/lowering/lower.h, nothing else.
@@ -29,7 +29,8 @@ struct Problem {
 };
 
 // A part of the space that is illegal for one reason: every plan with this mesh, or, where the reason is
-// about FSDP, every plan with this mesh and this stage of it. It counts as one, as how many plans an
+// about FSDP, every plan with this mesh and this stage of it, or, where it is about too many microbatches, every plan with
+// this mesh and too many of them. It counts as one, as how many plans an
 // impossible mesh "would have" is arbitrary (its shards may not even be whole).
 struct IllegalPart {
   MeshShape mesh;
@@ -49,8 +50,8 @@ class PlanSpace {
   // How many next() gives in all; plain arithmetic.
   std::int64_t size() const;
 
-  // In the order of meshes, an illegal mesh once for each of its reasons. FSDP is only looked at on legal
-  // meshes.
+  // In the order of meshes, an illegal mesh once for each of its reasons. Microbatches and FSDP are only looked at on
+  // legal meshes.
   const std::vector<IllegalPart>& illegal() const { return illegal_; }
   // All factorizations of the devices, legal or not.
   int meshes() const { return meshes_; }

@@ -40,6 +40,13 @@ std::optional<std::string> not_lowerable(const ModelSpec& model) {
   return std::nullopt;
 }
 
+std::optional<Illegality> unschedulable(int pp, std::int64_t microbatches) {
+  if (microbatches <= kLargestSchedule / pp) return std::nullopt;
+  return Illegality{"more microbatches than a schedule is written for",
+                    fmt::format("{} microbatches on {} {}", microbatches, pp, pp == 1 ? "stage" : "stages"),
+                    fmt::format("at most {}", kLargestSchedule / pp)};
+}
+
 std::vector<Illegality> illegalities(const ModelSpec& model, const TrainingShape& shape, const Plan& plan) {
   std::vector<Illegality> found;
   const auto [dp, pp, tp] = plan.mesh;
@@ -68,6 +75,8 @@ std::vector<Illegality> illegalities(const ModelSpec& model, const TrainingShape
   if (shape.sequences % dp)
     found.push_back({"dp does not divide the global batch", fmt::format("{} sequences, dp {}", shape.sequences, dp),
                      "dp from " + divisors(shape.sequences, 4096)});
+  else if (auto too_many = unschedulable(pp, plan.microbatches))
+    found.push_back(*std::move(too_many));
   else if (shape.sequences / dp % plan.microbatches)
     found.push_back({"microbatches do not divide a dp shard's sequences",
                      fmt::format("{} sequences, {} microbatches", shape.sequences / dp, plan.microbatches),

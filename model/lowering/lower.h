@@ -33,6 +33,11 @@ struct Illegality {
 };
 std::vector<Illegality> illegalities(const ModelSpec& model, const TrainingShape& shape, const Plan& plan);
 
+// The generators' own condition, one of illegalities(): a schedule is written out slot by slot on every stage, so that pp x
+// microbatches is at most kLargestSchedule (some hundred MB of slots).
+constexpr std::int64_t kLargestSchedule = 1 << 18;
+std::optional<Illegality> unschedulable(int pp, std::int64_t microbatches);
+
 // Layers per stage, contiguous, at least one each: the cut whose costliest stage is cheapest (forward FLOPs of a layer;
 // the logits belong to the last stage), and among those the one with the least sum of squares; ties to earlier cuts late.
 std::vector<int> balanced_stages(const ModelSpec& model, const TrainingShape& shape, int stages);

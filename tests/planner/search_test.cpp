@@ -164,7 +164,9 @@ TEST(Search, ProgressIsReportedOnTheCallersThreadAndEndsComplete) {
                                                        EXPECT_EQ(std::this_thread::get_id(), caller);
                                                        seen.push_back(p);
                                                      }});
-  ASSERT_FALSE(seen.empty());
+  ASSERT_GE(seen.size(), 2u);
+  EXPECT_EQ(seen.front().evaluated, 0);  // before anything was looked at
+  EXPECT_EQ(seen.front().total, result.evaluated);
   EXPECT_EQ(seen.back().evaluated, result.evaluated);
   EXPECT_EQ(seen.back().total, result.evaluated);
   EXPECT_EQ(seen.back().best, result.plans.front());
@@ -179,6 +181,16 @@ TEST(Published, AccumulationStepsAreFurtherMicrobatchesAndOneShardNeedsNoFsdp) {
   config.grad_step = 3;
   config.mesh = {1, 2, 2};
   EXPECT_EQ(to_text(published_plan(config)), "1x2x2,schedule=gpipe,microbatches=12,fsdp=0,recompute=full");
+}
+
+TEST(Published, MoreMicrobatchesThanAnIntegerHoldsAreNoneThatIsLegal) {
+  TrainingConfig config = published_config();
+  config.microbatches = config.grad_step = 1 << 20;
+  const Problem problem = published_problem(32);
+  const Plan plan = published_plan(config);
+  ASSERT_EQ(illegalities(problem.model, problem.shape, plan).size(), 1u);
+  EXPECT_EQ(illegalities(problem.model, problem.shape, plan)[0].reason,
+            "more microbatches than a schedule is written for");
 }
 
 TEST(Published, ItsStandingIsItsRankAndItsRatioToTheBest) {

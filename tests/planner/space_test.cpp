@@ -99,6 +99,35 @@ TEST(PlanSpace, ReasonsCarryTheirNumbers) {
   EXPECT_EQ(find({8, 3, 1}, "more stages than layers"), "none");
 }
 
+TEST(PlanSpace, MicrobatchesAreThoseThatAScheduleIsWrittenForAndMoreAreCountedOnceAMesh) {
+  // pp x microbatches up to 2^18, of 2^20 sequences: 1x1x4, 1x2x2, 1x4x1, 2x1x2 and 2x2x1 (2^19 a shard) and 4x1x1 with
+  // 2^18 a shard, which alone has none too many.
+  Problem problem = small_problem(4);
+  problem.shape.sequences = 1 << 20;
+  const PlanSpace space(problem);
+  EXPECT_EQ(by_reason(space).at("more microbatches than a schedule is written for"), 5);
+  std::map<std::string, int> most;
+  for (const Plan& plan : all_plans(problem)) {
+    EXPECT_TRUE(illegalities(problem.model, problem.shape, plan).empty()) << to_text(plan);
+    EXPECT_EQ(parse_plan(to_text(plan)), plan);  // and so --plan and the database take it
+    most[to_string(plan.mesh)] = std::max(most[to_string(plan.mesh)], plan.microbatches);
+  }
+  EXPECT_EQ(most, (std::map<std::string, int>{{"4x1x1", 1 << 18},
+                                              {"2x2x1", 1 << 17},
+                                              {"2x1x2", 1 << 18},
+                                              {"1x4x1", 1 << 16},
+                                              {"1x2x2", 1 << 17},
+                                              {"1x1x4", 1 << 18}}));
+  const auto on_four_stages =
+      std::ranges::find(space.illegal(), MeshShape{1, 4, 1}, [](const IllegalPart& part) { return part.mesh; });
+  ASSERT_NE(on_four_stages, space.illegal().end());
+  EXPECT_EQ(on_four_stages->why.detail, "1048576 microbatches on 4 stages");
+  EXPECT_EQ(on_four_stages->why.hint, "at most 65536");
+
+  problem.shape.sequences = std::int64_t{1} << 40;  // more than an int
+  for (const Plan& plan : all_plans(problem)) EXPECT_GE(plan.microbatches, 1);
+}
+
 TEST(PlanSpace, AModelThatNoMeshFitsHasAnEmptySpace) {
   // 7 devices: neither 16 sequences nor 4 heads nor 4 layers can be cut by 7.
   PlanSpace space(small_problem(7));
