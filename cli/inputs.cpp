@@ -6,12 +6,17 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cstdio>
 #include <iostream>
+#include <system_error>
+#include <utility>
 
+#include "cli/version.h"
 #include "executor/data/cache.h"
 #include "executor/launch/launcher.h"
 #include "model/input/content_key.h"
+#include "model/input/printable.h"
 #include "planner/system_evaluator.h"
 #include "reports/figures.h"
 
@@ -45,8 +50,8 @@ void add_plan_option(CLI::App& command, std::string& plan, const std::string& me
 
 // ---- the log -----------------------------------------------------------------------------------------------------------
 
-void log_info(const std::string& line) { spdlog::info("{}", line); }
-void log_warning(const std::string& line) { spdlog::warn("{}", line); }
+void log_info(const std::string& line) { spdlog::info("{}", printable(line)); }
+void log_warning(const std::string& line) { spdlog::warn("{}", printable(line)); }
 
 ProgressLine::ProgressLine() : visible_(isatty(STDERR_FILENO) != 0) {}
 
@@ -90,7 +95,7 @@ int calibrate_machine(const Invocation& invocation) {
 
 System load_any_system(const std::string& spec, const Invocation& invocation) {
   constexpr std::string_view kLocal = "local";
-  if (spec != kLocal && !spec.starts_with("local:")) return load_system(spec);
+  if (spec != kLocal && !spec.starts_with("local:")) return load_system(spec, {std::string(kLocal)});
   const std::filesystem::path file = calibration_file();
   if (!std::filesystem::exists(file)) {
     if (is_started_rank())
@@ -121,10 +126,11 @@ Problem make_problem(const TrainingConfig& config, const System& system, DType c
 // ---- searches and plans ------------------------------------------------------------------------------------------------
 
 SearchKey search_key(const TrainingConfig& config, const System& system) {
-  return {to_json(config).dump(), system.name, describe(system)};
+  return {to_json(config).dump(), system.name, describe(system), build_id()};
 }
 
-std::int64_t search_and_store(const TrainingConfig& config, const System& system, Store& store, SearchResult& result) {
+std::optional<InputError> search_and_store(const TrainingConfig& config, const System& system, Store& store,
+                                           SearchResult& result) {
   const DType compute = compute_type(config, system);
   const Problem problem = make_problem(config, system, compute);
   {
@@ -137,46 +143,57 @@ std::int64_t search_and_store(const TrainingConfig& config, const System& system
                      : ""));
         }});
   }
-  return store.save(search_key(config, system), result);
+  try {
+    store.save(search_key(config, system), result);
+  } catch (const InputError& error) {
+    return error;
+  }
+  return std::nullopt;
 }
 
 namespace {
 
-ChosenPlan best_plan(bool runnable_only, const TrainingConfig& config, const System& system, Store& store) {
-  std::optional<std::int64_t> search = store.latest(search_key(config, system));
-  if (!search) {
-    log_info(fmt::format("no search of {} on {} is stored: searching first", config.name, system.name));
-    SearchResult result;
-    search = search_and_store(config, system, store, result);
-  }
-  const auto best = store.best(*search);
-  const auto chosen = runnable_only ? store.best_runnable(*search) : best;
-  if (!chosen) return {.none_fits = true};
-  if (chosen->id != best->id) {
-    log_warning(fmt::format("passed over {} ({} ms a step): {}", to_text(best->result.plan),
-                            milliseconds({best->result.step_time_s}), best->result.not_runnable));
-  }
-  return {chosen->result.plan, chosen->id};
+// Whether there is something to read. An empty file becomes a database when the first search is stored.
+bool is_there(const std::filesystem::path& database) {
+  std::error_code none;
+  return std::filesystem::exists(database, none) && std::filesystem::file_size(database, none) != 0;
 }
 
-ChosenPlan stored_plan(std::int64_t id, const TrainingConfig& config, const System& system,
-                       const std::filesystem::path& database) {
-  std::optional<Store> store;
-  if (std::filesystem::exists(database)) store.emplace(database, Store::Access::kRead);
-  const auto stored = store ? store->plan(id) : std::nullopt;
-  if (!stored) {
-    throw InputError(Diagnostic{"--plan", "", fmt::format("{}", id),
-                                fmt::format("the id of a plan in {}", database.string()),
-                                "`meshwright search` stores plans and prints the id of the best"});
+std::optional<std::int64_t> row_of(const Plan& plan, const SearchKey& key, const std::filesystem::path& database) {
+  if (!is_there(database)) return std::nullopt;
+  const auto found = Store(database, Store::Access::kRead).find(key, plan);
+  return found ? std::optional(found->id) : std::nullopt;
+}
+
+// What this program finds for this question: stored, or else searched for now.
+SearchResult answer(const TrainingConfig& config, const System& system, const std::filesystem::path& database) {
+  if (is_there(database)) {
+    const Store store(database, Store::Access::kRead);
+    if (const auto id = store.latest(search_key(config, system)))
+      if (auto stored = store.search(*id)) return std::move(stored->result);
   }
-  const auto search = store->search(stored->search);
-  if (!search || search->key != search_key(config, system)) {
-    throw InputError(Diagnostic{"--plan", "", fmt::format("{}", id),
-                                "a plan that was found for this configuration and system",
-                                fmt::format("it was found for another one on {}; give the plan itself: {}",
-                                            search ? search->key.system : "?", to_text(stored->result.plan))});
+  log_info(fmt::format("no search of {} on {} by this program is stored: searching first", config.name, system.name));
+  Store store(database);
+  SearchResult result;
+  if (const auto not_stored = search_and_store(config, system, store, result))
+    log_warning(fmt::format("the search is not stored: {}", not_stored->what()));
+  return result;
+}
+
+ChosenPlan best_plan(const std::optional<MeshShape>& mesh, bool runnable_only, const TrainingConfig& config,
+                     const System& system, const std::filesystem::path& database, double headroom) {
+  const SearchResult found = answer(config, system, database);
+  const PlanResult* best = preferred(found, system.usable_memory, headroom, false, mesh);
+  const PlanResult* chosen = runnable_only ? preferred(found, system.usable_memory, headroom, true, mesh) : best;
+  if (!chosen) {
+    if (mesh) log_warning(fmt::format("no plan on the mesh {} fits", to_string(*mesh)));
+    return {.none_fits = true};
   }
-  return {stored->result.plan, id};
+  if (chosen->plan != best->plan) {
+    log_warning(fmt::format("passed over {} ({} ms a step): {}", to_text(best->plan), milliseconds({best->step_time_s}),
+                            best->not_runnable));
+  }
+  return {chosen->plan, row_of(chosen->plan, search_key(config, system), database)};
 }
 
 void refuse_illegal(const Plan& plan, const TrainingConfig& config, const System& system) {
@@ -193,26 +210,73 @@ void refuse_illegal(const Plan& plan, const TrainingConfig& config, const System
   if (!faults.empty()) throw InputError(std::move(faults));
 }
 
+// ---- what --plan says --------------------------------------------------------------------------------------------------
+
+constexpr std::string_view kPlanForms = "best, published, a mesh as 8x2x2, the id of a plan, or a plan";
+constexpr std::string_view kPlanExample = "such as 8x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full";
+
+bool all_of(const std::string& text, int (*is)(int)) {
+  return std::all_of(text.begin(), text.end(), [is](unsigned char c) { return is(c) != 0; });
+}
+
+InputError no_such_plan(const std::string& text, std::string allowed, std::string hint) {
+  return InputError(Diagnostic{"--plan", "", fmt::format("\"{}\"", text), std::move(allowed), std::move(hint)});
+}
+
+// Among the plans that are legal here, or else all that the database holds: an id that was read elsewhere then meets the
+// rule that the plan breaks here.
+Plan named_plan(const std::string& text, const TrainingConfig& config, const System& system,
+                const std::filesystem::path& database) {
+  constexpr std::size_t kFewest = 4, kMost = 8, kMostShown = 10;
+  if (text.size() < kFewest || text.size() > kMost)
+    throw no_such_plan(text, fmt::format("{} to {} digits of a plan's id, or {}", kFewest, kMost, kPlanForms),
+                       "`meshwright search` shows the ids");
+  std::string prefix = text;
+  for (char& c : prefix) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+
+  const Problem problem = make_problem(config, system, compute_type(config, system));
+  std::vector<Plan> stored, here;
+  if (is_there(database)) stored = Store(database, Store::Access::kRead).named(prefix);
+  for (PlanSpace space(problem); const auto plan = space.next();)
+    if (plan_id(*plan).starts_with(prefix)) here.push_back(*plan);
+  for (const Plan& plan : stored)  // what a search has added to a plan of the space is not in it
+    if (plan.mesh.ranks() == system.devices() && illegalities(problem.model, problem.shape, plan).empty() &&
+        std::find(here.begin(), here.end(), plan) == here.end())
+      here.push_back(plan);
+
+  const std::vector<Plan>& named = here.empty() ? stored : here;
+  if (named.empty())
+    throw no_such_plan(
+        text,
+        fmt::format("the id of a plan for {} on {}, or of one in {}", config.name, system.name, database.string()),
+        "`meshwright search` shows the ids");
+  if (named.size() == 1) return named.front();
+  std::string all;
+  for (std::size_t i = 0; i < std::min(named.size(), kMostShown); ++i)
+    all += fmt::format("{}{} ({})", i ? ", " : "", plan_id(named[i]), to_text(named[i]));
+  if (named.size() > kMostShown) all += fmt::format(" and {} more", named.size() - kMostShown);
+  throw no_such_plan(text, "the digits of one plan; these begin " + all, "write one more digit, or the plan itself");
+}
+
 }  // namespace
 
 ChosenPlan choose_plan(const std::string& text, bool runnable_only, const TrainingConfig& config, const System& system,
-                       const std::filesystem::path& database) {
-  if (text == "best") {
-    Store store(database);
-    return best_plan(runnable_only, config, system, store);
+                       const std::filesystem::path& database, double headroom) {
+  if (text == "best") return best_plan(std::nullopt, runnable_only, config, system, database, headroom);
+  const bool is_id = !text.empty() && all_of(text, std::isxdigit);
+  if (!is_id && text != "published" &&
+      std::none_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; })) {
+    const auto near = nearest_word(text, {"best", "published"});
+    throw no_such_plan(text, std::string(kPlanForms),
+                       near ? fmt::format("did you mean {}?", *near) : std::string(kPlanExample));
   }
-  const bool is_id = !text.empty() && text.size() <= 18 &&
-                     std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
-  if (is_id) return stored_plan(std::stoll(text), config, system, database);
-  const Plan plan = text == "published" ? published_plan(config) : parse_plan(text);
+  const Plan plan = is_id                 ? named_plan(text, config, system, database)
+                    : text == "published" ? published_plan(config)
+                                          : parse_plan(text);
   refuse_illegal(plan, config, system);
-  ChosenPlan chosen{plan, std::nullopt};
-  if (std::filesystem::exists(database)) {
-    const Store store(database, Store::Access::kRead);
-    if (const auto search = store.latest(search_key(config, system)))
-      if (const auto found = store.find(*search, plan)) chosen.id = found->id;
-  }
-  return chosen;
+  const bool is_mesh = text == to_string(plan.mesh);
+  if (is_mesh) return best_plan(plan.mesh, runnable_only, config, system, database, headroom);
+  return {plan, row_of(plan, search_key(config, system), database)};
 }
 
 }  // namespace meshwright

@@ -12,6 +12,7 @@
 
 #include "cli/command.h"
 #include "model/config.h"
+#include "model/input/diagnostics.h"
 #include "planner/search.h"
 #include "planner/store.h"
 #include "sim/system.h"
@@ -37,7 +38,7 @@ void add_plan_option(CLI::App& command, std::string& plan, const std::string& me
 
 // ---- the log -----------------------------------------------------------------------------------------------------------
 
-// Lines to stderr, one a call.
+// Lines to stderr, one a call, as printable() writes them.
 void log_info(const std::string& line);
 void log_warning(const std::string& line);
 
@@ -79,23 +80,32 @@ Problem make_problem(const TrainingConfig& config, const System& system, DType c
 
 // ---- searches and plans ------------------------------------------------------------------------------------------------
 
+// The question, and this program as the one that answers it.
 SearchKey search_key(const TrainingConfig& config, const System& system);
 
-// Searches with a progress line, and stores the result. Returns its id there.
-std::int64_t search_and_store(const TrainingConfig& config, const System& system, Store& store, SearchResult& result);
+// Searches with a progress line, and stores the result. Returns what kept it from being stored, if anything did: a result
+// that took minutes is not lost for that.
+std::optional<InputError> search_and_store(const TrainingConfig& config, const System& system, Store& store,
+                                           SearchResult& result);
 
-// A plan that was asked for, and where it is stored.
+// A plan that was asked for.
 struct ChosenPlan {
   Plan plan;
-  std::optional<std::int64_t> id;  // none: it was given as text and no search has found it
-  bool none_fits = false;          // then `plan` means nothing
+  std::optional<std::int64_t> row;  // in the database; none: no search of this question has stored it
+  bool none_fits = false;           // then `plan` means nothing
 };
 
-// `text`: "best" (the newest stored search of this question answers, or a new one), the id of a stored plan, "published",
-// or a plan. `runnable_only`: best is the best that can be run; what it passes over is logged.
-// Throws InputError: an id that is not there or of another question, a plan that is illegal or of another size than the
-// system.
+// `text`:
+//   best              the plan that preferred() takes, of the stored search of this question by this very program, or of a
+//                     new one
+//   16x1x2            the same among the plans with this mesh
+//   a3f1, a3f1c07d    the plan whose plan_id begins with these digits, 4 to 8 of them: of the plans that are legal here, else
+//                     of all in the database
+//   published         published_plan() of the configuration
+//   16x1x2,fsdp=3     a plan; what is left out has the values of model/plan.h
+// `runnable_only`: best is the best that can be run; what it passes over is logged.
+// Throws InputError: no or several plans of this id, a plan that is illegal or of another size than the system.
 ChosenPlan choose_plan(const std::string& text, bool runnable_only, const TrainingConfig& config, const System& system,
-                       const std::filesystem::path& database);
+                       const std::filesystem::path& database, double headroom = kHeadroom);
 
 }  // namespace meshwright

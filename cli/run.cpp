@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 
+#include "cli/command_line.h"
 #include "cli/inputs.h"
 #include "cli/rehearsal.h"
 #include "executor/comm/rank_0_first.h"
@@ -41,9 +42,8 @@ struct Options {
   std::string data, trace;
   std::optional<std::int64_t> steps, seed;
   bool rehearse = false;
-  // For the ranks that this command starts: they are some, and the id of the plan, if it is stored.
-  bool started = false;
-  std::optional<std::int64_t> stored_plan;
+  bool started = false;                     // a rank that this command started
+  std::optional<std::int64_t> stored_plan;  // the plan's row in the database, if it is stored
 
   std::int64_t steps_of(const TrainingConfig& training) const {
     constexpr std::int64_t kRehearsalSteps = 3;
@@ -97,7 +97,6 @@ int start_ranks(const Options& options, const TrainingConfig& config, const Syst
   if (options.seed) add({"--seed", fmt::format("{}", *options.seed)});
   if (options.rehearse) add({"--rehearse"});
   if (options.config.json) add({"--json"});
-  if (chosen.id) add({"--stored-plan", fmt::format("{}", *chosen.id)});
   if (!options.rehearse) keep_record(config, plan, system.name);
   return run_ranks(ranks, command);
 }
@@ -169,7 +168,7 @@ int run_rank(Options options, const Invocation& invocation) {
   const std::string chosen = mpi.from_rank_0([&]() -> std::string {
     const ChosenPlan plan = choose_plan(options.plan, true, published, system, options.system.database);
     if (plan.none_fits) return "";
-    if (!options.stored_plan) options.stored_plan = plan.id;
+    options.stored_plan = plan.row;
     return to_text(plan.plan);
   });
   if (chosen.empty()) {
@@ -283,9 +282,10 @@ void add_run(CLI::App& app, Invocation& invocation) {
   const auto options = std::make_shared<Options>();
   add_config_options(*command, options->config);
   add_system_options(*command, options->system);
-  add_plan_option(*command, options->plan,
-                  "best (of those that can be run), the id of a stored plan, published, or a plan as "
-                  "8x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full");
+  add_plan_option(
+      *command, options->plan,
+      "best (of those that can be run), a mesh alone as 8x2x2 (its best), an id from a table, published, or a "
+      "plan as 8x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full");
   command->add_flag("--rehearse", options->rehearse,
                     "At reduced width, vocabulary, sequence length and batch: same mesh, layers, microbatches and "
                     "collectives; 3 steps");
@@ -293,16 +293,17 @@ void add_run(CLI::App& app, Invocation& invocation) {
       ->add_option("--data", options->data,
                    "Text, a .npy file of tokens, or a folder of them; without it the World English Bible")
       ->type_name("FILE");
-  command->add_option("--steps", options->steps, "Steps to run; without it training_steps")
-      ->type_name("N")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
-  command->add_option("--seed", options->seed, "The same as --set seed=N")->type_name("N");
+  add_integer_option(
+      *command, invocation, "--steps", {1, std::int64_t{1} << 40}, [=](std::int64_t n) { options->steps = n; },
+      "Steps to run; without it training_steps");
+  add_integer_option(
+      *command, invocation, "--seed", {.min = 0}, [=](std::int64_t n) { options->seed = n; },
+      "The same as --set seed=N");
   command
       ->add_option("--trace", options->trace,
                    "Write the last step, as measured, as a Chrome trace (.json, or .json.gz)")
       ->type_name("FILE");
   command->add_flag("--started", options->started, "")->group("");
-  command->add_option("--stored-plan", options->stored_plan, "")->group("");
   command->footer(
       "Ranks are started with mpirun, one per device of the plan; under your own mpirun -n N this command is one of "
       "them.\n"

@@ -4,6 +4,7 @@
 #include <iostream>
 #include <memory>
 
+#include "cli/command_line.h"
 #include "cli/inputs.h"
 #include "reports/search_report.h"
 
@@ -19,10 +20,10 @@ void add_search(CLI::App& app, Invocation& invocation) {
   const auto options = std::make_shared<Options>();
   add_config_options(*command, options->config);
   add_system_options(*command, options->system);
-  command->add_option("--top", options->top, "Plans to print (--json has all)")
-      ->type_name("N")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1'000'000));
+  add_integer_option(
+      *command, invocation, "--top", {1, 1'000'000},
+      [=](std::int64_t n) { options->top = static_cast<std::size_t>(n); }, "Plans to print (--json has all)")
+      ->default_str(fmt::format("{}", options->top));
   command->footer(
       "Every plan and its prediction go into the database. Exit code 3: no plan fits in memory.\n"
       "Examples:\n"
@@ -36,16 +37,17 @@ void add_search(CLI::App& app, Invocation& invocation) {
       const System system = load_any_system(options->system.system, invocation);
       Store store(options->system.database);
       SearchResult result;
-      const std::int64_t id = search_and_store(config, system, store, result);
+      const auto not_stored = search_and_store(config, system, store, result);
       const SearchHeading heading{config.name, system.name, system.devices(), system.usable_memory,
                                   published_plan(config)};
       if (options->config.json)
         std::cout << to_json(result, heading).dump(2) << '\n';
       else
         std::cout << search_report(result, heading, options->top);
-      log_info(
-          fmt::format("stored in {} as search {}{}", options->system.database, id,
-                      result.plans.empty() ? "" : fmt::format("; the best plan is --plan {}", store.best(id)->id)));
+      if (not_stored) throw *not_stored;
+      log_info(fmt::format(
+          "stored in {}{}", options->system.database,
+          result.plans.empty() ? "" : fmt::format("; the best plan is --plan {}", plan_id(result.plans[0].plan))));
       return result.plans.empty() ? kNothingFeasible : kDone;
     };
   });

@@ -86,9 +86,10 @@ void add_simulate(CLI::App& app, Invocation& invocation) {
   const auto options = std::make_shared<Options>();
   add_config_options(*command, options->config);
   add_system_options(*command, options->system);
-  add_plan_option(*command, options->plan,
-                  "best, the id of a stored plan, published (the configuration's own mesh), or a plan as "
-                  "8x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full");
+  add_plan_option(
+      *command, options->plan,
+      "best, a mesh alone as 8x2x2 (its best), an id from a table, published (the configuration's own mesh), or "
+      "a plan as 8x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full");
   command->add_option("--trace", options->trace, "Write the step as a Chrome trace (.json, or .json.gz)")
       ->type_name("FILE");
   command->add_flag("--shardings", options->shardings,

@@ -1,8 +1,12 @@
 #include "planner/sqlite.h"
 
+#include <fmt/format.h>
 #include <sys/vfs.h>
 
+#include <utility>
+
 #include "model/input/diagnostics.h"
+#include "model/input/printable.h"
 
 namespace meshwright::sqlite {
 namespace {
@@ -119,13 +123,74 @@ void Statement::reset() {
   sqlite3_clear_bindings(statement_.get());
 }
 
-std::int64_t Statement::integer() { return sqlite3_column_int64(statement_.get(), column_++); }
-double Statement::number() { return sqlite3_column_double(statement_.get(), column_++); }
-std::string Statement::text() {
-  const auto* bytes = reinterpret_cast<const char*>(sqlite3_column_text(statement_.get(), column_));
-  const int size = sqlite3_column_bytes(statement_.get(), column_++);
+std::int64_t Statement::integer(const IntegerRange& range) {
+  const int column = column_++;
+  if (sqlite3_column_type(statement_.get(), column) != SQLITE_INTEGER) refuse_last(describe(range));
+  const std::int64_t value = sqlite3_column_int64(statement_.get(), column);
+  if (!contains(range, value)) refuse_last(describe(range));
+  return value;
+}
+
+double Statement::number(const NumberRange& range) {
+  const int column = column_++;
+  const int type = sqlite3_column_type(statement_.get(), column);
+  const double value = sqlite3_column_double(statement_.get(), column);
+  if ((type != SQLITE_FLOAT && type != SQLITE_INTEGER) || !contains(range, value)) refuse_last(describe(range));
+  return value;
+}
+
+std::string Statement::bytes() {
+  const int column = column_++;
+  if (sqlite3_column_type(statement_.get(), column) != SQLITE_TEXT) refuse_last("text");
+  const auto* bytes = reinterpret_cast<const char*>(sqlite3_column_text(statement_.get(), column));
+  const int size = sqlite3_column_bytes(statement_.get(), column);
   return bytes ? std::string(bytes, static_cast<std::size_t>(size)) : std::string();
 }
+
+std::string Statement::text() {
+  std::string value = bytes();
+  if (printable(value) != value) refuse_last("text without control characters");
+  return value;
+}
+
+bool Statement::next_is_null() const { return sqlite3_column_type(statement_.get(), column_) == SQLITE_NULL; }
+
+std::optional<int> Statement::index(std::string_view column) const {
+  for (int i = 0; i < sqlite3_column_count(statement_.get()); ++i)
+    if (sqlite3_column_name(statement_.get(), i) == column) return i;
+  return std::nullopt;
+}
+
+bool Statement::has(std::string_view column) const { return index(column).has_value(); }
+
+std::string Statement::shown(int column) const {
+  constexpr std::size_t kLongest = 80;
+  sqlite3_stmt* s = statement_.get();
+  const int type = sqlite3_column_type(s, column);
+  if (type == SQLITE_NULL) return "(null)";
+  if (type == SQLITE_BLOB) return fmt::format("(a blob of {} bytes)", sqlite3_column_bytes(s, column));
+  const std::string_view text(reinterpret_cast<const char*>(sqlite3_column_text(s, column)),
+                              static_cast<std::size_t>(sqlite3_column_bytes(s, column)));
+  if (type != SQLITE_TEXT) return std::string(text);
+  return fmt::format("\"{}\"{}", printable(text.substr(0, kLongest)), text.size() > kLongest ? "..." : "");
+}
+
+void Statement::refuse(int column, std::string value, std::string allowed) const {
+  sqlite3_stmt* s = statement_.get();
+  const char* table = sqlite3_column_table_name(s, column);
+  std::string path = table ? table : "";
+  if (std::string_view(sqlite3_column_name(s, 0)) == "id") path += fmt::format("[{}]", sqlite3_column_int64(s, 0));
+  path += fmt::format("{}{}", path.empty() ? "" : ".", sqlite3_column_name(s, column));
+  throw InputError(
+      Diagnostic{db_->file(), std::move(path), std::move(value), std::move(allowed),
+                 "something else than meshwright changed the database: move it away, searches can be repeated"});
+}
+
+void Statement::refuse(std::string_view column, std::string value, std::string allowed) const {
+  refuse(index(column).value_or(0), std::move(value), std::move(allowed));
+}
+
+void Statement::refuse_last(std::string allowed) const { refuse(column_ - 1, shown(column_ - 1), std::move(allowed)); }
 
 void Transaction::commit() {
   db_.run("COMMIT");

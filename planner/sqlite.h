@@ -7,8 +7,11 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+
+#include "model/input/json_reader.h"
 
 namespace meshwright::sqlite {
 
@@ -26,6 +29,7 @@ class Database {
   // Throws the InputError that this result code means for the file.
   [[noreturn]] void fail(int code) const;
   [[noreturn]] void refuse(std::string value, std::string allowed, std::string hint) const;
+  const std::string& file() const { return file_; }
 
  private:
   struct Close {
@@ -48,15 +52,29 @@ class Statement {
   bool step();   // true: there is a row; false: done
   void reset();  // to be run again; unbinds
 
-  std::int64_t integer();
-  double number();
+  // The next column. Throws InputError if it is of another type, or out of range; text: if it is not what printable()
+  // leaves as it is.
+  std::int64_t integer(const IntegerRange& range = {});
+  double number(const NumberRange& range = {});
   std::string text();
+  std::string bytes();  // any text
+  bool next_is_null() const;
+  void skip() { ++column_; }
+
+  bool has(std::string_view column) const;
+  // Throws the InputError that a column of the row is at fault: "file: table[row].column = value: ...". The row's key is
+  // the first column, if that is called id. The last: the one that was read last, with its value.
+  [[noreturn]] void refuse(std::string_view column, std::string value, std::string allowed) const;
+  [[noreturn]] void refuse_last(std::string allowed) const;
 
  private:
   struct Finalize {
     void operator()(sqlite3_stmt* s) const { sqlite3_finalize(s); }
   };
   void check(int code) const;
+  std::optional<int> index(std::string_view column) const;
+  std::string shown(int column) const;  // its value, for a message
+  [[noreturn]] void refuse(int column, std::string value, std::string allowed) const;
   const Database* db_;
   std::unique_ptr<sqlite3_stmt, Finalize> statement_;
   int parameter_ = 0, column_ = 0;

@@ -3,7 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
+#include <limits>
+#include <map>
 #include <type_traits>
 
 #include "model/input/content_key.h"
@@ -44,25 +47,31 @@ void put(Statement& s, const T& value) {
     s.bind(value);
 }
 
+// Figures are counts, sizes, times and fractions: nothing is below 0. Plans and relations are checked by read_plan().
 template <class T>
-void get(const Database& db, Statement& s, T& value) {
+void get(Statement& s, T& value) {
   if constexpr (std::is_enum_v<T>) {
     const std::string text = s.text();
     const auto& names = names_of(T{});
     const auto found = std::ranges::find(names, text);
-    if (found == names.end())
-      db.refuse(fmt::format("a plan with \"{}\"", text), fmt::format("{}", fmt::join(names, ", ")),
-                "the database was changed by something else than this meshwright");
+    if (found == names.end()) s.refuse_last(fmt::format("{}", fmt::join(names, ", ")));
     value = static_cast<T>(found - names.begin());
   } else if constexpr (std::is_same_v<T, std::vector<int>>) {
     const std::string text = s.text();
     value.clear();
-    for (std::size_t at = 0; at < text.size(); at = std::min(text.find(',', at), text.size() - 1) + 1)
-      value.push_back(std::atoi(text.c_str() + at));
+    for (std::string_view rest = text; !rest.empty();) {
+      const std::size_t comma = std::min(rest.find(','), rest.size());
+      int number = 0;
+      const auto [end, error] = std::from_chars(rest.data(), rest.data() + comma, number);
+      if (error != std::errc() || end != rest.data() + comma || number < 0 || comma + 1 == rest.size())
+        s.refuse_last("whole numbers joined by commas");
+      value.push_back(number);
+      rest.remove_prefix(std::min(comma + 1, rest.size()));
+    }
   } else if constexpr (std::is_same_v<T, double>) {
-    value = s.number();
+    value = s.number({.min = 0});
   } else if constexpr (std::is_integral_v<T>) {
-    value = static_cast<T>(s.integer());
+    value = static_cast<T>(s.integer({0, std::int64_t{std::numeric_limits<T>::max()}}));
   } else {
     value = s.text();
   }
@@ -85,7 +94,7 @@ std::string plan_columns() {
   return columns;
 }
 
-std::string select_plans() { return "SELECT id, search, rank" + plan_columns() + " FROM plans "; }
+std::string select_plans() { return "SELECT id, search, rank, plan_id" + plan_columns() + " FROM plans "; }
 
 std::string run_columns() {
   std::string columns = "plan, created, steps";
@@ -116,16 +125,50 @@ std::string utc_now() {
   return text;
 }
 
-// FNV-1a, 64 bit, in hexadecimal: for finding rows; equality is decided by the texts themselves.
-StoredPlan read_plan(const Database& db, Statement& s) {
-  StoredPlan stored{.id = s.integer(), .search = s.integer(), .rank = s.integer()};
-  visit_fields(stored.result, [&](std::string_view, auto& field) { get(db, s, field); });
+// The plan of this text, which stands in the given column or is made of several. What parse_plan() refuses in it is a fault
+// of the column that is named like the part, if there is one.
+Plan checked_plan(const Statement& s, std::string_view column, const std::string& text) {
+  try {
+    return parse_plan(text);
+  } catch (const InputError& error) {
+    const Diagnostic& fault = error.diagnostics().front();
+    s.refuse(s.has(fault.path) ? fault.path : column, fmt::format("\"{}\"", text),
+             fmt::format("a plan; {}: {}", fault.path.empty() ? "its text" : fault.path, fault.allowed));
+  }
+}
+
+StoredPlan read_plan(Statement& s) {
+  StoredPlan stored{.id = s.integer(), .search = s.integer(), .rank = s.integer({.min = 1})};
+  PlanResult& r = stored.result;
+  const std::string id = s.text();
+  visit_fields(r, [&](std::string_view, auto& field) { get(s, field); });
+  r.plan = checked_plan(s, "dp", to_text(r.plan));
+  if (id != plan_id(r.plan))
+    s.refuse("plan_id", fmt::format("\"{}\"", id), fmt::format("{}, the id of {}", plan_id(r.plan), to_text(r.plan)));
+  if (r.step_time_s <= 0)  // others are divided by it
+    s.refuse("step_time_s", fmt::format("{}", r.step_time_s), describe(NumberRange{.min = 0, .min_open = true}));
+  if (r.stage_layers.size() != static_cast<std::size_t>(r.plan.mesh.pp))
+    s.refuse("stage_layers", fmt::format("{} numbers", r.stage_layers.size()),
+             fmt::format("{}, as many as pp", r.plan.mesh.pp));
+  if (r.largest_stage >= r.plan.mesh.pp)
+    s.refuse("largest_stage", fmt::format("{}", r.largest_stage), describe(IntegerRange{0, r.plan.mesh.pp - 1}));
   return stored;
 }
 
-std::optional<StoredPlan> read_one(const Database& db, Statement& s) {
+std::optional<StoredPlan> read_one(Statement& s) {
   if (!s.step()) return std::nullopt;
-  return read_plan(db, s);
+  return read_plan(s);
+}
+
+// The searches of a question, by whatever build.
+constexpr std::string_view kQuestion =
+    "config_hash = ? AND system_hash = ? AND system = ? AND config_json = ? AND system_description = ?";
+void bind_question(Statement& s, const SearchKey& key) {
+  s.bind(content_key(key.config_json))
+      .bind(content_key(key.system_description))
+      .bind(key.system)
+      .bind(key.config_json)
+      .bind(key.system_description);
 }
 
 }  // namespace
@@ -148,6 +191,7 @@ std::string schema() {
   system TEXT NOT NULL,
   system_hash TEXT NOT NULL,
   system_description TEXT NOT NULL,
+  build TEXT NOT NULL,
   created TEXT NOT NULL,
   evaluated INTEGER NOT NULL,
   fitting INTEGER NOT NULL,
@@ -157,9 +201,11 @@ CREATE INDEX searches_by_question ON searches (config_hash, system_hash, system)
 CREATE TABLE plans (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   search INTEGER NOT NULL REFERENCES searches (id),
-  rank INTEGER NOT NULL{},
+  rank INTEGER NOT NULL,
+  plan_id TEXT NOT NULL{},
   UNIQUE (search, rank)
 );
+CREATE INDEX plans_by_id ON plans (plan_id);
 CREATE TABLE rejections (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   search INTEGER NOT NULL REFERENCES searches (id),
@@ -168,9 +214,7 @@ CREATE TABLE rejections (
   pp INTEGER NOT NULL,
   tp INTEGER NOT NULL,
   fsdp INTEGER,
-  microbatches INTEGER,
-  schedule TEXT,
-  recompute TEXT,
+  plan TEXT,
   detail TEXT,
   hint TEXT,
   needed_bytes INTEGER,
@@ -220,8 +264,12 @@ class Store::Connection : public Database {
     if (pragma("application_id") != kApplicationId)
       refuse("a database of another program", "a database that meshwright made", "name another file with --db");
     if (const std::int64_t version = pragma("user_version"); version != kSchemaVersion)
-      refuse(fmt::format("schema version {}", version), fmt::format("schema version {}", kSchemaVersion),
-             "it was made by another release of meshwright: use that one, or name another file with --db");
+      refuse(
+          fmt::format("schema version {}", version), fmt::format("schema version {}", kSchemaVersion),
+          version < kSchemaVersion
+              ? "an earlier meshwright made it, and its answers are not this one's: move it away and search again, or "
+                "name another file with --db"
+              : "a later meshwright made it: use that one, or name another file with --db");
   }
 };
 
@@ -232,151 +280,206 @@ Store::~Store() = default;
 Store::Store(Store&&) noexcept = default;
 Store& Store::operator=(Store&&) noexcept = default;
 
-std::int64_t Store::save(const SearchKey& key, const SearchResult& result) {
-  Transaction transaction(*db_);
-  Statement search(*db_,
-                   insert("searches",
-                          "config_hash, config_json, system, system_hash, system_description, created, evaluated, "
-                          "fitting, elapsed_s"));
-  search.bind(content_key(key.config_json))
-      .bind(key.config_json)
-      .bind(key.system)
-      .bind(content_key(key.system_description))
-      .bind(key.system_description)
-      .bind(utc_now())
-      .bind(result.evaluated)
-      .bind(static_cast<std::int64_t>(result.plans.size()))
-      .bind(result.elapsed_s);
-  search.step();
-  const std::int64_t id = db_->last_row();
+namespace {
 
-  Statement plan(*db_, insert("plans", "search, rank" + plan_columns()));
-  for (std::size_t i = 0; i < result.plans.size(); ++i) {
-    plan.reset();
-    plan.bind(id).bind(static_cast<std::int64_t>(i + 1));
-    visit_fields(result.plans[i], [&](std::string_view, const auto& field) { put(plan, field); });
-    plan.step();
+bool same_answer(const SearchResult& a, const SearchResult& b) {
+  const auto same_part = [](const IllegalPart& x, const IllegalPart& y) {
+    return x.mesh == y.mesh && x.fsdp == y.fsdp && x.why.reason == y.why.reason && x.why.detail == y.why.detail &&
+           x.why.hint == y.why.hint;
+  };
+  return a.evaluated == b.evaluated && a.plans == b.plans && a.too_large == b.too_large &&
+         std::ranges::equal(a.illegal, b.illegal, same_part);
+}
+
+// What is read while it lives is as it was at one moment, whatever others write. May be nested, and within a transaction.
+class Snapshot {
+ public:
+  explicit Snapshot(const Database& db) : db_(db) { db_.run("SAVEPOINT snapshot"); }
+  ~Snapshot() { sqlite3_exec(db_.get(), "RELEASE snapshot", nullptr, nullptr, nullptr); }
+  Snapshot(const Snapshot&) = delete;
+  Snapshot& operator=(const Snapshot&) = delete;
+
+ private:
+  const Database& db_;
+};
+
+// Everything of a search that no run refers to.
+void forget(const Database& db, std::int64_t search) {
+  for (const char* sql : {"DELETE FROM rejections WHERE search = ?",
+                          "DELETE FROM plans WHERE search = ? AND id NOT IN (SELECT plan FROM runs)",
+                          "DELETE FROM searches WHERE id = ? AND id NOT IN (SELECT search FROM plans)"})
+    Statement(db, sql).bind(search).step();
+}
+
+void add_plans(const Database& db, std::int64_t search, const std::vector<PlanResult>& plans) {
+  Statement s(db, insert("plans", "search, rank, plan_id" + plan_columns()));
+  for (std::size_t i = 0; i < plans.size(); ++i) {
+    s.reset();
+    s.bind(search).bind(static_cast<std::int64_t>(i + 1)).bind(plan_id(plans[i].plan));
+    visit_fields(plans[i], [&](std::string_view, const auto& field) { put(s, field); });
+    s.step();
   }
+}
 
-  Statement rejection(*db_, insert("rejections",
-                                   "search, reason, dp, pp, tp, fsdp, microbatches, schedule, recompute, detail, hint, "
-                                   "needed_bytes, excess_bytes"));
+void add_rejections(const Database& db, std::int64_t search, const SearchResult& result) {
+  Statement s(db,
+              insert("rejections", "search, reason, dp, pp, tp, fsdp, plan, detail, hint, needed_bytes, excess_bytes"));
   const auto reject = [&](std::string_view reason, const MeshShape& mesh) -> Statement& {
-    rejection.reset();
-    return rejection.bind(id)
+    s.reset();
+    return s.bind(search)
         .bind(reason)
         .bind(std::int64_t{mesh.dp})
         .bind(std::int64_t{mesh.pp})
         .bind(std::int64_t{mesh.tp});
   };
   for (const IllegalPart& part : result.illegal) {
-    Statement& s = reject(part.why.reason, part.mesh);
+    reject(part.why.reason, part.mesh);
     part.fsdp ? s.bind(std::int64_t{*part.fsdp}) : s.bind_null();
-    s.bind_null().bind_null().bind_null().bind(part.why.detail).bind(part.why.hint).bind_null().bind_null();
+    s.bind_null().bind(part.why.detail).bind(part.why.hint).bind_null().bind_null();
     s.step();
   }
   for (const TooLarge& t : result.too_large) {
-    Statement& s = reject(kDoesNotFit, t.plan.mesh);
-    s.bind(std::int64_t{t.plan.fsdp})
-        .bind(std::int64_t{t.plan.microbatches})
-        .bind(name(t.plan.schedule))
-        .bind(name(t.plan.recompute))
+    reject(kDoesNotFit, t.plan.mesh)
+        .bind(std::int64_t{t.plan.fsdp})
+        .bind(to_text(t.plan))
         .bind_null()
         .bind_null()
         .bind(t.needed.value)
         .bind(t.excess.value);
     s.step();
   }
+}
+
+}  // namespace
+
+std::int64_t Store::save(const SearchKey& key, const SearchResult& result) {
+  Transaction transaction(*db_);
+  if (const auto earlier = latest(key)) {
+    bool same = false;
+    try {
+      same = same_answer(search(*earlier)->result, result);
+    } catch (const InputError&) {  // rows that something else changed: they are replaced
+    }
+    if (same) {
+      Statement(*db_, "UPDATE searches SET created = ?, elapsed_s = ? WHERE id = ?")
+          .bind(utc_now())
+          .bind(result.elapsed_s)
+          .bind(*earlier)
+          .step();
+      transaction.commit();
+      return *earlier;
+    }
+    forget(*db_, *earlier);
+  }
+  Statement s(*db_,
+              insert("searches",
+                     "config_hash, config_json, system, system_hash, system_description, build, created, evaluated, "
+                     "fitting, elapsed_s"));
+  s.bind(content_key(key.config_json))
+      .bind(key.config_json)
+      .bind(key.system)
+      .bind(content_key(key.system_description))
+      .bind(key.system_description)
+      .bind(key.build)
+      .bind(utc_now())
+      .bind(result.evaluated)
+      .bind(static_cast<std::int64_t>(result.plans.size()))
+      .bind(result.elapsed_s);
+  s.step();
+  const std::int64_t id = db_->last_row();
+  add_plans(*db_, id, result.plans);
+  add_rejections(*db_, id, result);
   transaction.commit();
   return id;
 }
 
 std::optional<std::int64_t> Store::latest(const SearchKey& key) const {
-  Statement s(
-      *db_,
-      "SELECT id FROM searches WHERE config_hash = ? AND system_hash = ? AND system = ? AND config_json = ? AND "
-      "system_description = ? ORDER BY id DESC LIMIT 1");
-  s.bind(content_key(key.config_json))
-      .bind(content_key(key.system_description))
-      .bind(key.system)
-      .bind(key.config_json)
-      .bind(key.system_description);
+  Statement s(*db_, fmt::format("SELECT id FROM searches WHERE {} AND build = ? ORDER BY id DESC LIMIT 1", kQuestion));
+  bind_question(s, key);
+  s.bind(key.build);
   if (!s.step()) return std::nullopt;
   return s.integer();
 }
 
 std::optional<StoredSearch> Store::search(std::int64_t id) const {
-  Statement s(
-      *db_, "SELECT config_json, system, system_description, created, evaluated, elapsed_s FROM searches WHERE id = ?");
+  const Snapshot all_of_one_moment(*db_);
+  Statement s(*db_,
+              "SELECT id, config_json, system, system_description, build, created, evaluated, elapsed_s FROM searches "
+              "WHERE id = ?");
   s.bind(id);
   if (!s.step()) return std::nullopt;
-  StoredSearch stored{.id = id, .key = {s.text(), s.text(), s.text()}, .created = s.text()};
-  stored.result.evaluated = s.integer();
-  stored.result.elapsed_s = s.number();
+  StoredSearch stored{.id = s.integer(), .key = {s.bytes(), s.text(), s.bytes(), s.text()}, .created = s.text()};
+  stored.result.evaluated = s.integer({.min = 0});
+  stored.result.elapsed_s = s.number({.min = 0});
   for (StoredPlan& plan : plans(id)) stored.result.plans.push_back(std::move(plan.result));
 
+  constexpr IntegerRange kExtent{1, 1'000'000}, kFsdp{0, 3};
   Statement illegal(*db_,
-                    "SELECT dp, pp, tp, fsdp IS NOT NULL, fsdp, reason, detail, hint FROM rejections "
-                    "WHERE search = ? AND needed_bytes IS NULL ORDER BY id");
+                    "SELECT id, dp, pp, tp, fsdp, reason, detail, hint FROM rejections "
+                    "WHERE search = ? AND plan IS NULL ORDER BY id");
   illegal.bind(id);
   while (illegal.step()) {
     IllegalPart part;
-    for (int* extent : {&part.mesh.dp, &part.mesh.pp, &part.mesh.tp}) get(*db_, illegal, *extent);
-    const bool one_stage = illegal.integer() != 0;
-    if (const auto fsdp = static_cast<int>(illegal.integer()); one_stage) part.fsdp = fsdp;
+    illegal.skip();
+    for (int* extent : {&part.mesh.dp, &part.mesh.pp, &part.mesh.tp})
+      *extent = static_cast<int>(illegal.integer(kExtent));
+    if (illegal.next_is_null())
+      illegal.skip();
+    else
+      part.fsdp = static_cast<int>(illegal.integer(kFsdp));
     part.why = {illegal.text(), illegal.text(), illegal.text()};
     stored.result.illegal.push_back(std::move(part));
   }
 
-  Statement large(
-      *db_,
-      "SELECT dp, pp, tp, fsdp, microbatches, schedule, recompute, needed_bytes, excess_bytes FROM rejections "
-      "WHERE search = ? AND needed_bytes IS NOT NULL ORDER BY id");
+  Statement large(*db_,
+                  "SELECT id, plan, needed_bytes, excess_bytes FROM rejections "
+                  "WHERE search = ? AND plan IS NOT NULL ORDER BY id");
   large.bind(id);
   while (large.step()) {
-    Plan plan;
-    for (int* number : {&plan.mesh.dp, &plan.mesh.pp, &plan.mesh.tp, &plan.fsdp, &plan.microbatches})
-      get(*db_, large, *number);
-    get(*db_, large, plan.schedule);
-    get(*db_, large, plan.recompute);
-    stored.result.too_large.push_back({plan, {large.integer()}, {large.integer()}});
+    large.skip();
+    const Plan plan = checked_plan(large, "plan", large.text());
+    stored.result.too_large.push_back({plan, {large.integer({.min = 0})}, {large.integer({.min = 0})}});
   }
   return stored;
 }
 
 std::optional<StoredPlan> Store::plan(std::int64_t id) const {
   Statement s(*db_, select_plans() + "WHERE id = ?");
-  return read_one(*db_, s.bind(id));
+  return read_one(s.bind(id));
 }
 
 std::vector<StoredPlan> Store::plans(std::int64_t search, std::int64_t limit) const {
   Statement s(*db_, select_plans() + "WHERE search = ? ORDER BY rank LIMIT ?");
   s.bind(search).bind(limit);
   std::vector<StoredPlan> all;
-  while (s.step()) all.push_back(read_plan(*db_, s));
+  while (s.step()) all.push_back(read_plan(s));
   return all;
 }
 
-std::optional<StoredPlan> Store::best(std::int64_t search) const {
-  Statement s(*db_, select_plans() + "WHERE search = ? ORDER BY rank LIMIT 1");
-  return read_one(*db_, s.bind(search));
+std::optional<StoredPlan> Store::find(const SearchKey& key, const Plan& plan) const {
+  Statement s(*db_, select_plans() +
+                        fmt::format("WHERE plan_id = ? AND search IN (SELECT id FROM searches WHERE {}) "
+                                    "ORDER BY search IN (SELECT id FROM searches WHERE build = ?) DESC, search DESC",
+                                    kQuestion));
+  s.bind(plan_id(plan));
+  bind_question(s, key);
+  s.bind(key.build);
+  while (s.step())
+    if (StoredPlan stored = read_plan(s); stored.result.plan == plan) return stored;
+  return std::nullopt;
 }
 
-std::optional<StoredPlan> Store::best_runnable(std::int64_t search) const {
-  Statement s(*db_, select_plans() + "WHERE search = ? AND runnable ORDER BY rank LIMIT 1");
-  return read_one(*db_, s.bind(search));
-}
-
-std::optional<StoredPlan> Store::find(std::int64_t search, const Plan& plan) const {
-  Statement s(
-      *db_, select_plans() +
-                "WHERE search = ? AND dp = ? AND pp = ? AND tp = ? AND fsdp = ? AND microbatches = ? AND schedule = ? "
-                "AND recompute = ?");
-  s.bind(search);
-  for (const int number : {plan.mesh.dp, plan.mesh.pp, plan.mesh.tp, plan.fsdp, plan.microbatches}) put(s, number);
-  put(s, plan.schedule);
-  put(s, plan.recompute);
-  return read_one(*db_, s);
+std::vector<Plan> Store::named(std::string_view prefix) const {
+  Statement s(*db_, select_plans() + "WHERE plan_id >= ? AND plan_id < ?");
+  s.bind(prefix).bind(std::string(prefix) + "g");  // the first letter after the digits
+  std::map<std::string, Plan> found;
+  while (s.step()) {
+    const Plan plan = read_plan(s).result.plan;
+    found.emplace(plan_id(plan) + to_text(plan), plan);
+  }
+  std::vector<Plan> plans;
+  for (const auto& [text, plan] : found) plans.push_back(plan);
+  return plans;
 }
 
 std::int64_t Store::save(const StoredRun& run) {
@@ -392,13 +495,14 @@ std::int64_t Store::save(const StoredRun& run) {
 }
 
 std::vector<StoredRun> Store::runs(std::int64_t plan) const {
-  Statement s(*db_, "SELECT " + run_columns() + " FROM runs WHERE plan = ? ORDER BY id");
+  Statement s(*db_, "SELECT id, " + run_columns() + " FROM runs WHERE plan = ? ORDER BY id");
   s.bind(plan);
   std::vector<StoredRun> all;
   while (s.step()) {
-    StoredRun run{.plan = s.integer(), .created = s.text(), .steps = s.integer()};
+    s.skip();
+    StoredRun run{.plan = s.integer(), .created = s.text(), .steps = s.integer({.min = 0})};
     for (RunFigures* figures : {&run.predicted, &run.measured})
-      visit_fields(*figures, [&](std::string_view, auto& field) { get(*db_, s, field); });
+      visit_fields(*figures, [&](std::string_view, auto& field) { get(s, field); });
     all.push_back(std::move(run));
   }
   return all;
@@ -408,9 +512,9 @@ std::vector<std::string> Store::faults() const {
   std::vector<std::string> found;
   Statement integrity(*db_, "PRAGMA integrity_check");
   while (integrity.step())
-    if (std::string text = integrity.text(); text != "ok") found.push_back(std::move(text));
+    if (std::string text = integrity.bytes(); text != "ok") found.push_back(std::move(text));
   Statement keys(*db_, "PRAGMA foreign_key_check");
-  while (keys.step()) found.push_back("a row of " + keys.text() + " refers to one that is not there");
+  while (keys.step()) found.push_back("a row of " + keys.bytes() + " refers to one that is not there");
   return found;
 }
 

@@ -5,10 +5,20 @@
 // of it. The journal is a write-ahead log (readers don't wait for a writer), and a commit is on the disk when
 // save() returns (synchronous = FULL). Don't copy the file without its -wal while someone writes.
 //
-// Tables: searches (one row per search: what was searched, when, counts), plans (every plan that fits, with
-// its figures and rank), rejections (every other one, with the reason and its numbers), runs (predicted
-// against measured). Columns of plans are those of visit_fields(PlanResult); PRAGMA user_version is the
-// schema's version.
+// Tables (PRAGMA user_version is the schema's version, kSchemaVersion):
+//   searches    one row a search: the question (config_json, system, system_description, each hash beside it for finding
+//               the row), the build of the program that answered, when (UTC), how many plans it evaluated, how many fit,
+//               how long it took. One row for each question and build: to search again does not add another.
+//   plans       every plan that fits: its search and rank there (1 is the best), plan_id (plan_id() of model/plan.h, by
+//               which people name it), and the columns of visit_fields(PlanResult). A plan is found in several searches:
+//               the same plan_id, other figures. `id` is the row's own key, for runs, and is shown to nobody.
+//   rejections  everything else, with the reason: illegal meshes (fsdp is null) or stages of FSDP on a mesh (it is not) with
+//               detail and hint; plans that need too much memory, by their text (`plan`), with needed and excess bytes.
+//   runs        of a row of plans: when, how many steps, and the columns of visit_fields(RunFigures), predicted_ and
+//               measured_.
+// What is read is input like any other: whoever wrote it, a value of the wrong type or out of its range, a plan that
+// parse_plan() refuses, or one whose plan_id is not its own, is an InputError that names file, table, row, column, value
+// and what is allowed.
 #pragma once
 
 #include <cstdint>
@@ -16,20 +26,22 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "planner/search.h"
 
 namespace meshwright {
 
-constexpr int kSchemaVersion = 1;
+constexpr int kSchemaVersion = 2;                    // 1: no plan_id, no build
 constexpr std::int32_t kApplicationId = 0x4D574854;  // "MWHT", in the file's header
 
-// What was searched: two searches with equal keys are answers to the same question.
+// What was searched, and by what: two searches with equal keys have the same answer.
 struct SearchKey {
   std::string config_json;         // the resolved configuration
   std::string system;              // its name: "v4:2x4x4"
   std::string system_description;  // every number in it, by describe(): a new calibration differs
+  std::string build;               // of the program, by build_id(): other code may answer otherwise
   bool operator==(const SearchKey&) const = default;
 };
 
@@ -41,7 +53,7 @@ struct StoredSearch {
 };
 
 struct StoredPlan {
-  std::int64_t id = 0;  // never used again, not even after the plan is deleted
+  std::int64_t id = 0;  // of the row; never used again, not even after the plan is deleted
   std::int64_t search = 0;
   std::int64_t rank = 0;  // in its search; 1 is the best
   PlanResult result;
@@ -66,32 +78,34 @@ struct StoredRun {
 };
 
 // A connection. Used by one thread at a time, and not across a fork. Every function throws InputError where
-// the file or its folder is at fault (not there, not writable, not a database, not ours, damaged, full,
-// locked by someone for longer than 10 s), naming the file and what to do.
+// the file or its folder is at fault (not there, not writable, not a database, not ours, of another schema, damaged, full,
+// locked by someone for longer than 10 s), naming the file and what to do, and where a value in it can't be.
 class Store {
  public:
   enum class Access : std::uint8_t { kRead, kWrite };
-  // kWrite makes the file if there is none. kRead needs an existing one. Refuses databases of other programs,
-  // and those of a newer schema.
+  // kWrite makes the file if there is none. kRead needs an existing one. Refuses databases of other programs and of other
+  // versions of the schema.
   explicit Store(const std::filesystem::path& file, Access access = Access::kWrite);
   ~Store();
   Store(Store&&) noexcept;
   Store& operator=(Store&&) noexcept;
 
-  // The id of the new search. Precondition: opened with kWrite, like all save functions.
+  // The id of the search. Where the database holds this very answer to this key already, those rows stay, and take the
+  // new time; another answer to it is deleted, but for the plans that runs refer to. Precondition: opened with kWrite, like
+  // all save functions.
   std::int64_t save(const SearchKey& key, const SearchResult& result);
 
-  // The newest search of exactly this question.
+  // The newest search with exactly this key.
   std::optional<std::int64_t> latest(const SearchKey& key) const;
   std::optional<StoredSearch> search(std::int64_t id) const;  // all of it, as it was saved
 
   std::optional<StoredPlan> plan(std::int64_t id) const;
   // Of a search, best first; at most `limit`.
   std::vector<StoredPlan> plans(std::int64_t search, std::int64_t limit = -1) const;
-  std::optional<StoredPlan> best(std::int64_t search) const;
-  std::optional<StoredPlan> best_runnable(std::int64_t search) const;
-  // The one that is exactly this plan, if it fits.
-  std::optional<StoredPlan> find(std::int64_t search, const Plan& plan) const;
+  // Exactly this plan, of the key's question: of a search with this key, else of the newest by another build.
+  std::optional<StoredPlan> find(const SearchKey& key, const Plan& plan) const;
+  // All plans whose plan_id begins with `prefix`, whatever they were found for, each once, by plan_id and text.
+  std::vector<Plan> named(std::string_view prefix) const;
 
   // Precondition: run.plan is the id of a stored plan. The run's own id.
   std::int64_t save(const StoredRun& run);

@@ -15,6 +15,7 @@ OrderedJson to_json(const PlanResult& result) {
       out[std::string(key)] = value;
   });
   out["plan"] = to_text(result.plan);
+  out["id"] = plan_id(result.plan);
   return out;
 }
 

@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "planner/sqlite.h"
 #include "tests/cli/binary.h"
 
 namespace meshwright {
@@ -22,6 +23,11 @@ void expect_refused(const Outcome& outcome, const std::vector<std::string>& on_s
   EXPECT_EQ(outcome.out, "");
   for (const std::string& text : on_stderr)
     EXPECT_NE(outcome.err.find(text), std::string::npos) << "no '" << text << "' in:\n" << outcome.err;
+}
+
+// What another program does to the database of this folder.
+void change(const TemporaryFolder& folder, const std::string& sql) {
+  sqlite::Database((folder.path() / "meshwright.db").string(), sqlite::Access::kWrite).run(sql);
 }
 
 class BadInput : public testing::TestWithParam<Case> {};
@@ -74,33 +80,66 @@ INSTANTIATE_TEST_SUITE_P(
                     plan("OtherNumberOfRanks", "4x2x2", {"mesh", "4x2x2", "32"}),
                     plan("HeadsNotDivisible", "4x1x8", {"12 heads", "tp"}),
                     plan("MicrobatchesDoNotDivide", "8x2x2,microbatches=5", {"microbatches=5", "hint:"}),
-                    plan("FsdpWithoutDp", "1x8x4,fsdp=3", {"fsdp=3", "hint:"}), plan("UnknownId", "12345", {"12345"}),
+                    plan("FsdpWithoutDp", "1x8x4,fsdp=3", {"fsdp=3", "hint:"}),
+                    plan("UnknownId", "00000000", {"\"00000000\"", "`meshwright search` shows the ids"}),
+                    plan("TooFewDigitsOfAnId", "a3f", {"\"a3f\"", "4 to 8 digits"}),
+                    plan("TooManyDigitsOfAnId", "123456789", {"123456789", "4 to 8 digits"}),
+                    plan("MisspelledBest", "bset", {"\"bset\"", "did you mean best?"}),
+                    plan("MisspelledPublished", "publishd", {"did you mean published?"}),
+                    plan("AWord", "fastest", {"best, published, a mesh as 8x2x2", "such as 8x2x2,"}),
+                    plan("AMeshOfAnotherSize", "4x2x2", {"mesh", "4x2x2", "32"}),
                     plan("TwoFaultsAtOnce", "8x2x2,schedule=x,fsdp=9", {"schedule", "fsdp"}),
                     plan("Empty", "", {"mesh"})),
     [](const auto& info) { return info.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(
     Systems, BadInput,
-    testing::Values(Case{"UnknownName", {"search", kPublished, "--system", "v9:2x2x1"}, {"v9", "v4"}},
-                    Case{"ImpossibleSlice", {"search", kPublished, "--system", "v4:3x5x7"}, {"3x5x7"}},
-                    Case{"SliceThatIsNone", {"search", kPublished, "--system", "v4:lots"}, {"lots"}},
-                    Case{"NoSuchFile", {"search", kPublished, "--system", "no/such.json"}, {"no/such.json"}},
-                    Case{"NoSlice", {"simulate", kPublished, "--system", "v4"}, {"v4"}}),
+    testing::Values(
+        Case{"UnknownName", {"search", kPublished, "--system", "h100"}, {"h100", "v4, local", "a file of your own"}},
+        Case{"MisspelledName", {"search", kPublished, "--system", "v44:2x2x1"}, {"did you mean v4:2x2x1?"}},
+        Case{"MisspelledLocal", {"search", kPublished, "--system", "locla"}, {"did you mean local?"}},
+        Case{"ImpossibleSlice", {"search", kPublished, "--system", "v4:3x5x7"}, {"3x5x7"}},
+        Case{"SliceThatIsNone", {"search", kPublished, "--system", "v4:lots"}, {"lots"}},
+        Case{"NoSuchFile", {"search", kPublished, "--system", "no/such.json"}, {"no/such.json"}},
+        Case{"NoSlice", {"simulate", kPublished, "--system", "v4"}, {"v4"}}),
     [](const auto& info) { return info.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(
     CommandLines, BadInput,
     testing::Values(
-        Case{"NoCommand", {}, {"hint: meshwright --help"}},
+        Case{"NoCommand", {}, {"COMMAND", "search, simulate", "meshwright --help"}},
         Case{"UnknownCommand", {"serch", kPublished}, {"serch", "did you mean search?", "--help"}},
         Case{"NoConfiguration", {"params"}, {"CONFIG", "--help"}},
         Case{"NoSuchConfiguration", {"params", "nowhere.json"}, {"nowhere.json"}},
         Case{"AFolder", {"params", "/"}, {"/"}}, Case{"NoSystem", {"search", kPublished}, {"--system"}},
-        Case{"UnknownOption", {"params", kPublished, "--verbos"}, {"--verbos"}},
+        Case{"UnknownOption", {"params", kPublished, "--verbos"}, {"--verbos", "--print-config"}},
+        Case{
+            "MisspelledOption", {"search", kPublished, "--systme", "v4:2x4x4"}, {"--systme", "did you mean --system?"}},
+        Case{"MisspelledOptionBeforeTheConfiguration",
+             {"search", "--systme=v4:2x4x4", kPublished, "--dbb=x"},
+             {"--systme", "did you mean --system?", "--dbb", "did you mean --db?"}},
+        Case{"OptionsThatAreMissing", {"run"}, {"CONFIG = (missing)", "--system = (missing)", "meshwright run --help"}},
+        Case{"AWordTooMany", {"params", kPublished, "more"}, {"\"more\"", "params --help"}},
+        Case{"AnOptionTwice",
+             {"run", kSmall, "--system", "v4:2x2x1", "--seed", "1", "--seed", "2"},
+             {"--seed = 1 and 2"}},
+        Case{"AnOptionWithoutItsValue", {"run", kSmall, "--system", "v4:2x2x1", "--seed"}, {"--seed = (missing)"}},
         Case{"TopOfZero", {"search", kPublished, "--system", "v4:2x4x4", "--top", "0"}, {"--top"}},
         Case{"SetWithoutValue", {"params", kPublished, "--set", "seed"}, {"--set", "seed"}},
         Case{"StepsThatAreNoNumber", {"run", kSmall, "--system", "v4:2x4x4", "--steps", "few"}, {"--steps", "few"}},
         Case{"NegativeSteps", {"run", kSmall, "--system", "v4:2x4x4", "--steps", "-3"}, {"--steps"}},
+        Case{"StepsBeyond64Bits",
+             {"run", kSmall, "--system", "v4:2x2x1", "--steps", "99999999999999999999"},
+             {"--steps = \"99999999999999999999\"", "from 1 to 1099511627776"}},
+        Case{"SeedBeyond64Bits",
+             {"run", kSmall, "--system", "v4:2x2x1", "--seed", "99999999999999999999"},
+             {"--seed = \"99999999999999999999\"", "an integer of at least 0"}},
+        Case{"EmptySeed", {"run", kSmall, "--system", "v4:2x2x1", "--seed", ""}, {"--seed = \"\"", "an integer"}},
+        Case{"SeedInHexadecimal", {"run", kSmall, "--system", "v4:2x2x1", "--seed", "0x10"}, {"--seed = \"0x10\""}},
+        Case{"TopWithBlanks", {"search", kSmall, "--system", "v4:2x2x1", "--top", " 3"}, {"--top = \" 3\""}},
+        Case{"EveryFaultOfACommandLineAtOnce",
+             {"run", kSmall, "--sytem", "v4:2x2x1", "--seed", "", "--steps", "0", "--tarce=t.json"},
+             {"--seed = \"\"", "--steps = \"0\"", "did you mean --system?", "did you mean --trace?"}},
         Case{"NegativeSeed", {"run", kSmall, "--system", "v4:2x4x4", "--seed", "-3"}, {"seed", "-3"}},
         Case{"DatabaseInNoFolder",
              {"search", kSmall, "--system", "v4:2x2x1", "--db", "no/such/folder/x.db"},
@@ -119,6 +158,8 @@ TEST(BadFiles, ABrokenConfigurationIsRefusedWithThePlaceOfTheFault) {
   expect_refused(meshwright({"params", folder.write("bytes.json", std::string("\xff\xfe\0{", 4))}), {"bytes.json"});
   expect_refused(meshwright({"params", folder.write("twice.json", R"({"name": "a", "name": "b"})")}),
                  {"twice.json", "name"});
+  expect_refused(meshwright({"params", folder.write("null.json", published + std::string("\0garbage", 8))}),
+                 {"null.json", "line 58, column 1", "null byte"});
   expect_refused(meshwright({"params", folder.write("deep.json", std::string(100'000, '['))}), {"deep.json"});
 }
 
@@ -150,6 +191,51 @@ TEST(BadFiles, ABrokenSystemIsRefusedWithThePathOfTheFault) {
   system = v4;
   system["nonsense"] = 1;
   refused(system, {"nonsense"});
+  system = v4;
+  system["network"]["link_byte_per_s"] = system["network"]["link_bytes_per_s"];
+  system["network"].erase("link_bytes_per_s");
+  refused(system,
+          {"network.link_byte_per_s", "did you mean link_bytes_per_s?", "network.link_bytes_per_s = (missing)"});
+  expect_refused(meshwright({"search", kPublished, "--system",
+                             folder.write("null.json", v4.dump() + std::string("\0garbage", 8)) + ":2x4x4"}),
+                 {"null.json", "null byte"});
+}
+
+// Of anything that a terminal would obey: C0 and C1 control characters, overrides of the direction of writing.
+bool has_control_characters(const std::string& text) {
+  for (const char* sequence : {"\x1b", "\x07", "\xc2\x9b", "\xe2\x80\xae"})
+    if (text.find(sequence) != std::string::npos) return true;
+  return false;
+}
+
+TEST(BadFiles, NoTextOfAFileReachesTheTerminalWithWhatATerminalObeys) {
+  const TemporaryFolder folder;
+  auto system = nlohmann::json::parse(text_of(std::string(REPOSITORY) + "/configs/systems/tpu-v4.json"));
+  const std::string hostile =
+      "v4\x1b[31m\x07\xc2\x9b"
+      "2J\xe2\x80\xae";
+  system["name"] = hostile;
+  system["device"] = hostile;
+  const std::string name = folder.write("s.json", system.dump()) + ":2x2x1";
+  for (const std::vector<std::string>& command : std::vector<std::vector<std::string>>{
+           {"search", kSmall, "--system", name},
+           {"search", kSmall, "--system", name, "--json"},
+           {"simulate", kSmall, "--system", name, "--plan", "best"},
+           {"simulate", kSmall, "--system", name, "--plan", "4x1x1,microbatches=1", "--set",
+            "data_config.bucket_name=" + hostile, "--set", "data_config.process_path=gs://" + hostile}}) {
+    const Outcome outcome = meshwright(command, &folder);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_FALSE(has_control_characters(outcome.out)) << outcome.out;
+    EXPECT_FALSE(has_control_characters(outcome.err)) << outcome.err;
+    EXPECT_NE(outcome.out.find("v4\\"), std::string::npos) << outcome.out;  // it is seen
+  }
+  expect_refused(meshwright({"params", kSmall, "--set", hostile + "=1"}), {"\\u001b[31m"});
+  for (const std::string& word : {hostile, std::string("--") + hostile, std::string("\xff")}) {
+    const Outcome outcome = meshwright({"params", kSmall, word});
+    expect_refused(outcome, {"command line"});
+    EXPECT_FALSE(has_control_characters(outcome.err)) << outcome.err;
+    EXPECT_EQ(outcome.err.find('\xff'), std::string::npos);
+  }
 }
 
 TEST(BadFiles, ADatabaseThatIsNoneIsRefused) {
@@ -157,6 +243,27 @@ TEST(BadFiles, ADatabaseThatIsNoneIsRefused) {
   expect_refused(meshwright({"search", kSmall, "--system", "v4:2x2x1", "--db",
                              folder.write("x.db", "this is a text, and a long enough one\n")}),
                  {"x.db"});
+}
+
+TEST(BadFiles, ADatabaseOfAnEarlierReleaseIsRefusedWithWhatToDo) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(meshwright({"search", kSmall, "--system", "v4:2x2x1"}, &folder).code, 0);
+  change(folder, "PRAGMA user_version = 1");
+  expect_refused(meshwright({"search", kSmall, "--system", "v4:2x2x1"}, &folder),
+                 {"meshwright.db", "schema version 1", "schema version 2", "move it away and search again"});
+}
+
+TEST(BadFiles, RowsThatSomethingElseChangedAreRefusedWithFileTableColumnAndValue) {
+  for (const auto& [sql, column] : std::vector<std::pair<std::string, std::string>>{
+           {"UPDATE plans SET microbatches = 0 WHERE rank = 1", "plans[1].microbatches"},
+           {"UPDATE plans SET fsdp = -1 WHERE rank = 1", "plans[1].fsdp = -1"},
+           {"UPDATE plans SET stage_layers = 'x' WHERE rank = 1", "plans[1].stage_layers = \"x\""}}) {
+    const TemporaryFolder folder;
+    ASSERT_EQ(meshwright({"search", kSmall, "--system", "v4:2x2x1"}, &folder).code, 0);
+    change(folder, sql);
+    expect_refused(meshwright({"simulate", kSmall, "--system", "v4:2x2x1", "--plan", "best"}, &folder),
+                   {"meshwright.db", column, "allowed:", "hint:"});
+  }
 }
 
 TEST(BadFiles, DataThatAreNotThereAreRefusedBeforeAnyRankStarts) {

@@ -7,7 +7,9 @@
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
+#include <tuple>
 
+#include "planner/sqlite.h"
 #include "tests/cli/binary.h"
 
 namespace meshwright {
@@ -119,30 +121,110 @@ TEST(Search, NothingThatFitsIsExitCode3WithHowMuchIsMissing) {
   EXPECT_NE(outcome.out.find("the nearest by"), std::string::npos);
 }
 
-TEST(Simulate, ByPlanByIdAndBestAgree) {
+TEST(Simulate, ByPlanByIdByMeshAndBestAgree) {
   const TemporaryFolder folder;
   const Json best = Json::parse(meshwright(with(kSmallSearch, {"--json"}), &folder).out).at("plans").at(0);
-  const std::string plan = best.at("plan");
+  const std::string plan = best.at("plan"), id = best.at("id"), mesh = plan.substr(0, plan.find(','));
+  EXPECT_EQ(id.size(), 8u);
   std::vector<Json> answers;
-  for (const std::string& choice : {std::string("best"), std::string("1"), plan}) {
+  for (const std::string& choice : {std::string("best"), id, id.substr(0, 6), mesh, plan}) {
     const Outcome outcome =
         meshwright({"simulate", kSmall, "--system", "v4:2x2x1", "--plan", choice, "--json"}, &folder);
     ASSERT_EQ(outcome.code, 0) << outcome.err;
     answers.push_back(Json::parse(outcome.out));
     expect_plan_fields(answers.back());
+    EXPECT_EQ(answers.back(), answers.front()) << choice;
   }
-  EXPECT_EQ(answers[0], answers[1]);
-  EXPECT_EQ(answers[0], answers[2]);
+  EXPECT_EQ(answers[0].at("id"), id);
   EXPECT_EQ(answers[0].at("step_time_s"), best.at("step_time_s"));
   EXPECT_EQ(answers[0].at("peak_memory_bytes"), best.at("peak_memory_bytes"));
 }
 
-TEST(Simulate, AnIdOfAnotherSystemIsRefused) {
+TEST(Simulate, AMeshAloneIsTheBestPlanOnItAndWithAChoiceIsAPlanWithDefaults) {
+  const TemporaryFolder folder;
+  const Json found = Json::parse(meshwright(with(kSmallSearch, {"--json"}), &folder).out);
+  const auto simulated = [&](const std::string& plan) {
+    return Json::parse(meshwright({"simulate", kSmall, "--system", "v4:2x2x1", "--plan", plan, "--json"}, &folder).out);
+  };
+  for (const auto& [mesh, dp, pp, tp] : std::vector<std::tuple<std::string, int, int, int>>{
+           {"2x2x1", 2, 2, 1}, {"1x1x4", 1, 1, 4}, {"1x4x1", 1, 4, 1}}) {
+    const auto first = std::find_if(found.at("plans").begin(), found.at("plans").end(), [&](const Json& plan) {
+      return plan.at("dp") == dp && plan.at("pp") == pp && plan.at("tp") == tp;
+    });
+    ASSERT_NE(first, found.at("plans").end());
+    EXPECT_EQ(simulated(mesh).at("id"), first->at("id")) << mesh;
+    EXPECT_EQ(simulated(mesh + ",microbatches=1").at("plan"),
+              mesh + ",schedule=1f1b,microbatches=1,fsdp=0,recompute=none");
+  }
+}
+
+TEST(Simulate, AnIdMeansItsPlanWithoutADatabase) {
+  const Json plan = Json::parse(
+      meshwright({"simulate", kSmall, "--system", "v4:2x2x1", "--plan", "4x1x1,microbatches=2,fsdp=3", "--json"}).out);
+  const Outcome by_id = meshwright({"simulate", kSmall, "--system", "v4:2x2x1", "--plan", plan.at("id"), "--json"});
+  ASSERT_EQ(by_id.code, 0) << by_id.err;
+  EXPECT_EQ(Json::parse(by_id.out), plan);
+}
+
+TEST(Simulate, AnIdOfAnotherSystemIsRefusedForWhatIsWrongWithItHere) {
+  const TemporaryFolder folder;
+  const Json best = Json::parse(meshwright(with(kSmallSearch, {"--json"}), &folder).out).at("plans").at(0);
+  const Outcome outcome = meshwright({"simulate", kSmall, "--system", "v4:2x2x2", "--plan", best.at("id")}, &folder);
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_NE(outcome.err.find("a mesh of 8 ranks, the devices of v4:2x2x2"), std::string::npos) << outcome.err;
+}
+
+TEST(Simulate, DigitsThatBeginSeveralIdsAreRefusedWithAllOfThem) {
+  // 65,536 beginnings of four digits: among the plans of 8 chips' sequences some share one.
+  const std::vector<std::string> question{kSmall, "--system", "v4:2x2x2", "--set", "data_config.train_batch_size=256"};
+  const TemporaryFolder folder;
+  const Json plans = Json::parse(meshwright(with({"search", "--json"}, question), &folder).out).at("plans");
+  std::map<std::string, std::vector<std::string>> by_beginning;
+  for (const Json& plan : plans) by_beginning[plan.at("id").get<std::string>().substr(0, 4)].push_back(plan.at("id"));
+  const auto shared =
+      std::find_if(by_beginning.begin(), by_beginning.end(), [](const auto& e) { return e.second.size() > 1; });
+  ASSERT_NE(shared, by_beginning.end()) << "of " << plans.size() << " plans";
+  const Outcome outcome = meshwright(with(with({"simulate"}, question), {"--plan", shared->first}), &folder);
+  EXPECT_EQ(outcome.code, 2);
+  for (const std::string& id : shared->second) EXPECT_NE(outcome.err.find(id), std::string::npos) << outcome.err;
+  EXPECT_NE(outcome.err.find("one more digit"), std::string::npos) << outcome.err;
+}
+
+std::int64_t rows(const TemporaryFolder& folder, const std::string& from) {
+  const sqlite::Database database(folder.path() / "meshwright.db", sqlite::Access::kRead);
+  sqlite::Statement s(database, "SELECT COUNT(*) FROM " + from);
+  return s.step() ? s.integer() : -1;
+}
+
+TEST(Search, RepeatedItAddsNothingToTheDatabase) {
+  const TemporaryFolder folder;
+  const Outcome first = meshwright(kSmallSearch, &folder);
+  const std::int64_t plans = rows(folder, "plans");
+  EXPECT_GT(plans, 0);
+  const Outcome second = meshwright(kSmallSearch, &folder);
+  ASSERT_EQ(second.code, 0) << second.err;
+  EXPECT_EQ(rows(folder, "plans"), plans);
+  EXPECT_EQ(rows(folder, "searches"), 1);
+  EXPECT_EQ(first.err, second.err);  // the best plan has the same name both times
+  EXPECT_EQ(rows(folder, "plans WHERE length(plan_id) = 8"), plans);
+}
+
+TEST(Search, BestIsNeverTakenFromASearchThatOtherCodeMade) {
   const TemporaryFolder folder;
   ASSERT_EQ(meshwright(kSmallSearch, &folder).code, 0);
-  const Outcome outcome = meshwright({"simulate", kSmall, "--system", "v4:2x2x2", "--plan", "1"}, &folder);
+  const std::vector<std::string> best{"simulate", kSmall, "--system", "v4:2x2x1", "--plan", "best"};
+  EXPECT_EQ(meshwright(best, &folder).err.find("searching first"), std::string::npos);
+  sqlite::Database(folder.path() / "meshwright.db", sqlite::Access::kWrite).run("UPDATE searches SET build = 'other'");
+  EXPECT_NE(meshwright(best, &folder).err.find("searching first"), std::string::npos);
+  EXPECT_EQ(rows(folder, "searches"), 2);
+  EXPECT_EQ(meshwright(best, &folder).err.find("searching first"), std::string::npos);
+}
+
+TEST(Simulate, AScheduleWithTooManyMicrobatchesIsRefusedWithHowManyMayBe) {
+  const Outcome outcome = meshwright({"simulate", kSmall, "--system", "v4:2x2x1", "--set",
+                                      "data_config.train_batch_size=524288", "--plan", "1x4x1,microbatches=524288"});
   EXPECT_EQ(outcome.code, 2);
-  EXPECT_NE(outcome.err.find("v4:2x2x1"), std::string::npos) << outcome.err;
+  EXPECT_NE(outcome.err.find("524288 microbatches on 4 stages; hint: at most 65536"), std::string::npos) << outcome.err;
 }
 
 TEST(Simulate, TraceReadsBackNestsAndHasBothEndsOfEveryArrow) {
@@ -200,7 +282,7 @@ TEST(Simulate, APlanThatDoesNotFitIsExitCode3AndStillReported) {
   system["memory"]["usable_bytes"]["value"] = 1 << 20;
   const Outcome outcome =
       meshwright({"simulate", kSmall, "--system", folder.write("tiny.json", system.dump()) + ":2x2x1", "--plan",
-                  "4x1x1", "--json"});
+                  "4x1x1,microbatches=1", "--json"});
   EXPECT_EQ(outcome.code, 3);
   EXPECT_EQ(Json::parse(outcome.out).at("fits"), false);
 }
