@@ -110,7 +110,7 @@ TEST(System, AnUnknownNameIsRefusedWithThoseThatAreKnown) {
   const auto wrong = what_is_wrong([] { load_system("w4:2x4x4"); });
   ASSERT_EQ(wrong.size(), 1u);
   EXPECT_THAT(wrong[0].allowed, HasSubstr("v4"));
-  EXPECT_EQ(wrong[0].hint, "did you mean v4?");
+  EXPECT_EQ(wrong[0].hint, "did you mean v4:2x4x4?");
   EXPECT_EQ(what_is_wrong([] { load_system(""); }).size(), 1u);
 }
 
