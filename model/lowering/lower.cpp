@@ -99,7 +99,8 @@ std::vector<Illegality> illegalities(const ModelSpec& model, const TrainingShape
                                    std::ranges::min(plan.layers), pp),
                        "a number of layers for every stage, at least 1"});
     else if (sum != layers)
-      found.push_back({"layers that do not add up to the model's", fmt::format("{} layers in all, not {}", layers, sum),
+      found.push_back({"layers that do not add up to the model's",
+                       fmt::format("{} layers, the model has {}", sum, layers),
                        "change some, or leave layers out: the stages are then cut as even as possible by FLOPs"});
   }
   return found;

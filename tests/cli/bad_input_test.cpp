@@ -149,7 +149,7 @@ INSTANTIATE_TEST_SUITE_P(
              {"did you mean schedule?", "did you mean microbatches?"}},
         Case{"LayersThatDoNotAddUp",
              {"simulate", kPublished, "--system", "v4:2x4x4", "--plan", "8x4x1,layers=13-12-12-10"},
-             {"47 layers in all, not 48"}},
+             {"47 layers, the model has 48"}},
         Case{"DatabaseInNoFolder",
              {"search", kSmall, "--system", "v4:2x2x1", "--db", "no/such/folder/x.db"},
              {"no/such/folder/x.db"}},
