@@ -408,7 +408,7 @@ int run(const Options& options, const Invocation& invocation) {
     return kNothingFeasible;
   }
   if (!options.rehearse && !fits(config, system, chosen.plan)) return kNothingFeasible;
-  if (chosen.id && !options.rehearse) Store(options.system.database);  // refused now, if it can't be written at the end
+  if (chosen.row && !options.rehearse) Store(options.system.database);  // refused now, if it can't be written at the end
   open_data(options, options.rehearse ? rehearsal(config, chosen.plan) : config, chosen.plan, true, true);
   if (!options.trace.empty() && !std::ofstream(options.trace, std::ios::app))
     throw InputError(Diagnostic{"--trace", "", options.trace, "a file that can be written", "make its folder first"});

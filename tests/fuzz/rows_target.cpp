@@ -185,8 +185,8 @@ void rows(std::string_view input) {
                                 .devices = 4,
                                 .usable_memory = {std::int64_t{1} << 40},
                                 .published = some_result(0).plan};
-    require(!search_report(search->result, heading).empty(), "an empty report");
-    require(!to_json(search->result, heading).dump().empty(), "empty JSON");
+    require(!search_report(search->result, heading, SearchView{}, 80).empty(), "an empty report");
+    require(!to_json(search->result, heading, SearchView{}).dump().empty(), "empty JSON");
   });
   read([&](const Store& store) {
     for (const StoredPlan& stored : store.plans(db.search())) {

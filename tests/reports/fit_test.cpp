@@ -15,6 +15,7 @@
 #include "reports/text.h"
 #include "sim/simulate.h"
 #include "sim/system_cost_model.h"
+#include "tests/systems.h"
 
 namespace meshwright {
 namespace {

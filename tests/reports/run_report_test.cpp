@@ -3,7 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "reports/table.h"
+#include "reports/text.h"
 
 namespace meshwright {
 namespace {
