@@ -293,7 +293,7 @@ TEST(DatabaseThatTakesNoRow, ARunKeepsItsTraceAndSaysWhereItsFiguresAre) {
   ASSERT_TRUE(std::getline(lines, step) && std::getline(lines, totals)) << outcome.out;
   int found = 0;
   for (const auto& file : fs::recursive_directory_iterator(folder.path() / "runs")) {
-    if (!file.path().filename().string().starts_with("not-stored-")) continue;
+    if (!file.path().filename().string().starts_with("not-stored")) continue;
     ++found;
     EXPECT_THAT(outcome.err, HasSubstr(fs::relative(file.path(), folder.path()).string()));
     const Json row = Json::parse(text_of(file.path()));

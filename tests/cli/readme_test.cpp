@@ -174,7 +174,7 @@ const std::map<std::string, Promise>& promises() {
                                        "exposed communication", "memory: activations", "link use: tp"})
                 EXPECT_TRUE(names.contains(name)) << name;
             }}},
-      {"meshwright calibrate", says("FLOP/s of f32 each")},
+      {"meshwright calibrate", says("FLOP/s of f32 multiply-adds")},
       {"meshwright run my.json --system local --plan best --data text.txt --steps 500",
        {.instead = [](const std::string& command) { return replaced(command, "--steps 500", "--steps 2"); },
         .check =

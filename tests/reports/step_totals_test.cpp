@@ -43,7 +43,7 @@ TEST(StepTotals, ComparisonNamesWhatDiffersAndByHowMuch) {
 TEST(StepTotals, StepTimesOfManyMinutesAreSaidInMinutes) {
   StepTotals a = totals({{5076.9}, {stage(0, 1, 1, 0)}}, {1, 1, 1}), b = a;
   b.step_time = {5400};
-  EXPECT_NE(comparison_report(a, b, 80).find("step time, min             84.6     90.0  1.06 x predicted"),
+  EXPECT_NE(comparison_report(a, b, 80).find("step time, min              84.6     90.0  1.06 x predicted"),
             std::string::npos)
       << comparison_report(a, b, 80);
 }
