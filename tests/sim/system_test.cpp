@@ -303,7 +303,9 @@ TEST(PlausibleNumbers, TheUsualSlipOfEveryKeyOfADataSheetIsExplained) {
     std::string path(slip.pointer + 1);
     std::ranges::replace(path, '/', '.');
     EXPECT_EQ(wrong[0].path, path);
-    if (slip.hint != nullptr) EXPECT_EQ(wrong[0].hint, slip.hint) << slip.pointer;
+    if (slip.hint != nullptr) {
+      EXPECT_EQ(wrong[0].hint, slip.hint) << slip.pointer;
+    }
     EXPECT_FALSE(wrong[0].allowed.empty()) << slip.pointer;
   }
   const ChangedFile all(kV4File, [&](Json& j) {
@@ -334,7 +336,9 @@ TEST(PlausibleNumbers, TheUsualSlipOfEveryMeasurementIsExplained) {
     });
     const auto wrong = file.diagnostics("");
     ASSERT_EQ(wrong.size(), 1u) << slip.pointer;
-    if (slip.hint != nullptr) EXPECT_EQ(wrong[0].hint, slip.hint) << slip.pointer;
+    if (slip.hint != nullptr) {
+      EXPECT_EQ(wrong[0].hint, slip.hint) << slip.pointer;
+    }
   }
 }
 
@@ -382,7 +386,9 @@ TEST(MeasuredProducts, WithoutRatesAreRefusedWithTheirKindAndWhatIsMissing) {
   EXPECT_EQ(wrong[0].path, "compute.kinds.other");
   for (int kind = 0; kind < kOpKinds; ++kind) {
     const std::string name(kind_name(static_cast<OpKind>(kind)));
-    if (is_product(static_cast<OpKind>(kind)) && name != "gemm") EXPECT_THAT(wrong[0].hint, HasSubstr(name));
+    if (is_product(static_cast<OpKind>(kind)) && name != "gemm") {
+      EXPECT_THAT(wrong[0].hint, HasSubstr(name));
+    }
   }
   const ChangedFile listed(kCoresFile, [](Json& j) {
     Json& kinds = j["compute"]["kinds"];
