@@ -180,7 +180,8 @@ SearchResult search_plans(const TrainingConfig& config, const System& system) {
     const Interruption interruption;
     result = search(
         problem, machine(system, compute),
-        {.progress =
+        {.workers = available_cores(),
+         .progress =
              [&](const SearchProgress& p) {
                total = p.total;
                line.show(fmt::format(
@@ -205,18 +206,17 @@ bool is_there(const std::filesystem::path& database) {
   return may_exist(database) && (std::filesystem::file_size(database, unknown) != 0 || unknown);
 }
 
-std::optional<std::int64_t> row_of(const Plan& plan, const SearchKey& key, const std::filesystem::path& database) {
-  if (!is_there(database)) return std::nullopt;
-  const auto found = Store(database, Store::Access::kRead).find(key, plan);
-  return found ? std::optional(found->id) : std::nullopt;
-}
-
 // What this program finds for this question: stored, or else searched for now.
 SearchResult answer(const TrainingConfig& config, const System& system, const std::filesystem::path& database) {
   Store store(database, Store::Access::kWriteIfPossible);
   const SearchKey key = search_key(config, system);
-  if (const auto id = store.latest(key))
-    if (auto stored = store.search(*id)) return std::move(stored->result);
+  if (const auto id = store.latest(key)) {
+    try {
+      if (auto stored = store.search(*id)) return std::move(stored->result);
+    } catch (const InputError& error) {  // something else has written there: the new search replaces it
+      log_warning(error.what());
+    }
+  }
   log_info(fmt::format("no search of {} on {} by this program is stored: searching first", config.name, system.name));
   SearchResult result = search_plans(config, system);
   try {
@@ -241,7 +241,17 @@ ChosenPlan best_plan(const std::optional<MeshShape>& mesh, bool runnable_only, c
     log_warning(fmt::format("passed over {} ({} a step): {}", to_text(best->plan), seconds_text(best->step_time_s),
                             best->not_runnable));
   }
-  return {chosen->plan, row_of(chosen->plan, search_key(config, system), database)};
+  return {chosen->plan};
+}
+
+// With the layers of its stages, as a search writes it, so that one plan has one text and one id wherever it comes from.
+Plan with_layers(Plan plan, const TrainingConfig& config, const System& system) {
+  if (plan.mesh.pp == 1 || !plan.layers.empty()) return plan;
+  const DType compute = compute_type(config, system);
+  const Problem problem = make_problem(config, system, compute);
+  Lowering lowering(problem.model, problem.shape, plan);
+  plan.layers = balanced_stages(lowering, machine(system, compute));
+  return plan;
 }
 
 void refuse_illegal(const Plan& plan, const TrainingConfig& config, const System& system) {
@@ -271,8 +281,8 @@ InputError no_such_plan(const std::string& text, std::string allowed, std::strin
   return InputError(Diagnostic{"--plan", "", fmt::format("\"{}\"", text), std::move(allowed), std::move(hint)});
 }
 
-// Among the plans that are legal here, or else all that the database holds: an id that was read elsewhere then meets the
-// rule that the plan breaks here.
+// Among the plans of the search of this question, or else all that the database holds: an id that was read elsewhere then
+// meets the rule that the plan breaks here.
 Plan named_plan(const std::string& text, const TrainingConfig& config, const System& system,
                 const std::filesystem::path& database) {
   constexpr std::size_t kFewest = 4, kMost = 8, kMostShown = 10;
@@ -282,15 +292,14 @@ Plan named_plan(const std::string& text, const TrainingConfig& config, const Sys
   std::string prefix = text;
   for (char& c : prefix) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
 
-  const Problem problem = make_problem(config, system, compute_type(config, system));
   std::vector<Plan> stored, here;
-  if (is_there(database)) stored = Store(database, Store::Access::kRead).named(prefix);
-  for (PlanSpace space(problem); const auto plan = space.next();)
-    if (plan_id(*plan).starts_with(prefix)) here.push_back(*plan);
-  for (const Plan& plan : stored)  // what a search has added to a plan of the space is not in it
-    if (plan.mesh.ranks() == system.devices() && illegalities(problem.model, problem.shape, plan).empty() &&
-        std::find(here.begin(), here.end(), plan) == here.end())
-      here.push_back(plan);
+  const auto look_at = [&](const Plan& plan) {
+    if (plan_id(plan).starts_with(prefix)) here.push_back(plan);
+  };
+  const SearchResult found = answer(config, system, database);
+  for (const PlanResult& result : found.plans) look_at(result.plan);
+  for (const TooLarge& large : found.too_large) look_at(large.plan);
+  if (here.empty() && is_there(database)) stored = Store(database, Store::Access::kRead).named(prefix);
 
   const std::vector<Plan>& named = here.empty() ? stored : here;
   if (named.empty())
@@ -324,7 +333,14 @@ ChosenPlan choose_plan(const std::string& text, bool runnable_only, const Traini
   refuse_illegal(plan, config, system);
   const bool is_mesh = text == to_string(plan.mesh);
   if (is_mesh) return best_plan(plan.mesh, runnable_only, config, system, database, headroom);
-  return {plan, row_of(plan, search_key(config, system), database)};
+  return {with_layers(plan, config, system)};
+}
+
+std::optional<std::int64_t> row_of(const Plan& plan, const TrainingConfig& config, const System& system,
+                                   const std::filesystem::path& database) {
+  if (!is_there(database)) return std::nullopt;
+  const auto found = Store(database, Store::Access::kRead).find(search_key(config, system), plan);
+  return found ? std::optional(found->id) : std::nullopt;
 }
 
 }  // namespace meshwright

@@ -93,21 +93,25 @@ SearchResult search_plans(const TrainingConfig& config, const System& system);
 // A plan that was asked for.
 struct ChosenPlan {
   Plan plan;
-  std::optional<std::int64_t> row;  // in the database; none: no search of this question has stored it
-  bool none_fits = false;           // then `plan` means nothing
+  bool none_fits = false;  // then `plan` means nothing
 };
 
 // `text`:
 //   best              the plan that preferred() takes, of the stored search of this question by this very program, or of a
 //                     new one (with a warning where it can't be stored; where it is interrupted, throws Interrupted)
 //   16x1x2            the same among the plans with this mesh
-//   a3f1, a3f1c07d    the plan whose plan_id begins with these digits, 4 to 8 of them: of the plans that are legal here, else
-//                     of all in the database
+//   a3f1, a3f1c07d    the plan whose plan_id begins with these digits, 4 to 8 of them: of this question's search, stored or
+//                     new, else of all in the database
 //   published         published_plan() of the configuration
 //   16x1x2,fsdp=3     a plan; what is left out has the values of model/plan.h
+// A plan of several stages that has no layers gets those that a search writes (balanced_stages() of planner/evaluate.h).
 // `runnable_only`: best is the best that can be run; what it passes over is logged.
 // Throws InputError: no or several plans of this id, a plan that is illegal or of another size than the system.
 ChosenPlan choose_plan(const std::string& text, bool runnable_only, const TrainingConfig& config, const System& system,
                        const std::filesystem::path& database, double headroom = kHeadroom);
+
+// A plan's row in the database, for the record of its run; none: no search of this question has stored it.
+std::optional<std::int64_t> row_of(const Plan& plan, const TrainingConfig& config, const System& system,
+                                   const std::filesystem::path& database);
 
 }  // namespace meshwright

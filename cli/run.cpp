@@ -23,6 +23,7 @@
 #include "executor/data/batches.h"
 #include "executor/data/cache.h"
 #include "executor/data/token_source.h"
+#include "executor/diverged.h"
 #include "executor/launch/launcher.h"
 #include "executor/launch/mpi_session.h"
 #include "executor/launch/output.h"
@@ -81,6 +82,45 @@ Batches open_data(const Options& options, const TrainingConfig& config, const Pl
   return data;
 }
 
+// Whether the plan's program, in f32, fits on the system's devices and, all ranks together, on this machine. Says why not.
+bool fits(const TrainingConfig& config, const System& system, const Plan& plan) {
+  const Problem problem = make_problem(config, system, DType::kF32);
+  const ProgramSet set = lower(problem.model, problem.shape, plan);
+  if (const Bytes needed = memory_needed(set); needed > system.usable_memory) {
+    log_warning(fmt::format("{} needs {} GiB on a device in f32, {} has {} GiB usable", to_text(plan), gib(needed),
+                            system.name, gib(system.usable_memory)));
+    return false;
+  }
+  Bytes all;
+  for (const Program& stage : set.stages) all += Bytes{stage.arena_bytes} * (plan.mesh.dp * plan.mesh.tp);
+  if (const Bytes here{available_memory()}; all > here) {
+    log_warning(
+        fmt::format("the {} ranks of {} need {} GiB together, this machine has {}: --rehearse runs the same program at "
+                    "reduced size",
+                    plan.mesh.ranks(), to_text(plan), gib(all), gib(here)));
+    return false;
+  }
+  return true;
+}
+
+// What can be known before ranks work, by the process that the user calls or, under the user's own mpirun, by rank 0. False:
+// the plan does not fit, which is said. Throws InputError for what can't be read or written.
+bool can_run(const Options& options, const TrainingConfig& config, const System& system, const Plan& plan) {
+  if (!options.rehearse && !fits(config, system, plan)) return false;
+  if (const int ranks = plan.mesh.ranks(), cores = available_cores(); ranks > cores && options.cores == 0)
+    log_warning(fmt::format("{} ranks share {} cores: step times say nothing about {}", ranks, cores, system.name));
+  if (!options.rehearse && row_of(plan, config, system, options.system.database))
+    Store(options.system.database);  // refused now, if it can't be written at the end
+  if (!options.trace.empty()) {
+    std::error_code unknown;
+    const bool was_there = std::filesystem::exists(options.trace, unknown);
+    if (!std::ofstream(options.trace, std::ios::app))
+      throw InputError(Diagnostic{"--trace", "", options.trace, "a file that can be written", "make its folder first"});
+    if (!was_there) std::filesystem::remove(options.trace, unknown);
+  }
+  return true;
+}
+
 // ---- the process that the user calls -----------------------------------------------------------------------------------
 
 int start_ranks(const Options& options, const TrainingConfig& config, const System& system, const ChosenPlan& chosen,
@@ -88,8 +128,6 @@ int start_ranks(const Options& options, const TrainingConfig& config, const Syst
   const Plan& plan = chosen.plan;
   const int ranks = plan.mesh.ranks(), cores = available_cores();
   log_info(fmt::format("{}{} on {} ranks", options.rehearse ? "rehearsing " : "", to_text(plan), ranks));
-  if (ranks > cores)
-    log_warning(fmt::format("{} ranks share {} cores: step times say nothing about {}", ranks, cores, system.name));
   // Each value in one word with its flag, and the file by a path that has a folder: nothing that the user wrote can be
   // taken for an option, or for mpirun's separator ":".
   std::vector<std::string> command{invocation.command.front(), "run", "--started"};
@@ -142,33 +180,37 @@ std::int64_t all_bytes(const Traffic& traffic) {
   return sum;
 }
 
-// Stores a run's figures. Where they can't be, they are kept in a file of the run's record, and where even that can't be
-// made, said in the log: then throws the database's InputError.
+// Stores a run's figures. Until they are, whatever ends the wait for the database, they are kept in a file of the run's
+// record, and where even that can't be made, said in the log. Throws the database's InputError.
 void store_run(const Options& options, const Plan& plan, const StoredRun& run) {
   constexpr std::chrono::seconds kPatience{30};  // what is lost here has taken long
+  const auto figures = [](const RunFigures& f) {
+    OrderedJson json;
+    visit_fields(f, [&](std::string_view name, const auto& value) { json[std::string(name)] = value; });
+    return json;
+  };
+  const OrderedJson row{{"database", options.system.database},
+                        {"plan_id", plan_id(plan)},
+                        {"plan", to_text(plan)},
+                        {"steps", run.steps},
+                        {"predicted", figures(run.predicted)},
+                        {"measured", figures(run.measured)}};
+  const std::filesystem::path file = std::filesystem::path(options.record) / "not-stored.json";
+  bool kept = true;
+  try {
+    write_atomically(file, row.dump(2) + '\n');
+  } catch (const InputError&) {
+    kept = false;
+  }
   try {
     Store(options.system.database, Store::Access::kWrite, kPatience).save(run);
   } catch (const InputError&) {
-    const auto figures = [](const RunFigures& f) {
-      OrderedJson json;
-      visit_fields(f, [&](std::string_view name, const auto& value) { json[std::string(name)] = value; });
-      return json;
-    };
-    const OrderedJson row{{"database", options.system.database},
-                          {"plan_id", run.plan},
-                          {"plan", to_text(plan)},
-                          {"steps", run.steps},
-                          {"predicted", figures(run.predicted)},
-                          {"measured", figures(run.measured)}};
-    const std::filesystem::path file = std::filesystem::path(options.record) / "not-stored.json";
-    try {
-      write_atomically(file, row.dump(2) + '\n');
-      log_warning(fmt::format("the run's figures are not in {}, but in {}", options.system.database, file.string()));
-    } catch (const InputError&) {
-      log_warning(fmt::format("the run's figures are not in {}: {}", options.system.database, row.dump()));
-    }
+    log_warning(fmt::format("the run's figures are not in {}{}", options.system.database,
+                            kept ? ", but in " + file.string() : ": " + row.dump()));
     throw;
   }
+  std::error_code gone;
+  std::filesystem::remove(file, gone);
 }
 
 // Of a machine that was measured with this program's own kernels, so that its peak and times are those of runs on it.
@@ -187,9 +229,14 @@ double calibrated_rate(const System& system, double smallest_dimension) {
 void warn_of_duration(const System& system, const StepTotals& predicted, std::int64_t steps, int ranks) {
   Seconds step = predicted.step_time;
   if (!is_measured(system)) {
-    if (!std::filesystem::exists(calibration_file())) return;
-    const System here = load_system_file(calibration_file());
-    step = {predicted.flops / (std::min(ranks, here.devices()) * here.peak(DType::kF32).value)};
+    try {
+      std::error_code unknown;
+      if (!std::filesystem::exists(calibration_file(), unknown)) return;
+      const System here = load_system_file(calibration_file());
+      step = {predicted.flops / (std::min(ranks, here.devices()) * here.peak(DType::kF32).value)};
+    } catch (const InputError&) {  // this run does not need it
+      return;
+    }
   }
   if (const std::string warning = duration_warning(step, steps, !is_measured(system)); !warning.empty())
     log_warning(warning);
@@ -288,9 +335,8 @@ int run_rank(Options options, const Invocation& invocation) {
   const std::string chosen = mpi.from_rank_0([&]() -> std::string {
     const ChosenPlan plan =
         choose_plan(options.plan, true, published, system, options.system.database, options.system.headroom);
-    if (plan.none_fits) return "";
-    options.stored_plan = plan.row;
-    if (options.stored_plan && !options.rehearse) Store(options.system.database);  // refused now, not at the end
+    if (plan.none_fits || (!options.started && !can_run(options, published, system, plan.plan))) return "";
+    options.stored_plan = row_of(plan.plan, published, system, options.system.database);
     return to_text(plan.plan);
   });
   if (chosen.empty()) {
@@ -360,37 +406,27 @@ int run_rank(Options options, const Invocation& invocation) {
     if (!options.record.empty()) RunRecord(options.record).add_step(to_json(line));
     print((options.config.json ? to_json(line).dump() : step_text(line, width)) + '\n');
   };
-  const TrainSummary summary =
-      train(set, config.model, config, mpi.world(), data,
-            {.steps = steps, .timeline = !options.trace.empty(), .warn = log_warning}, on_step);
+  TrainSummary summary;
+  try {
+    summary = train(set, config.model, config, mpi.world(), data,
+                    {.steps = steps, .timeline = !options.trace.empty(), .warn = log_warning}, on_step);
+  } catch (const Diverged& diverged) {  // on all ranks
+    if (first && !options.record.empty()) {
+      const Diverged::Facts& facts = diverged.facts();
+      RunRecord(options.record)
+          .finish({{"diverged",
+                    {{"step", facts.step + 1},
+                     {"tensor", facts.tensor},
+                     {"rank", facts.rank},
+                     {"stage", facts.stage},
+                     {"tensors", facts.tensors},
+                     {"of_tensors", facts.of_tensors}}}});
+    }
+    throw;
+  }
   std::vector<std::string> why;
   if (!options.rehearse) why = why_apart(mpi, options.cores, system, predicted.step_time, summary);
   return !first || summarise(options, plan, set, steps, predicted, summary, why) ? kDone : kInternalError;
-}
-
-// Whether the plan's program, in f32, fits on the system's devices and, all ranks together, on this machine. Says why not.
-bool fits(const TrainingConfig& config, const System& system, const Plan& plan) {
-  const Problem problem = make_problem(config, system, DType::kF32);
-  const ProgramSet set = lower(problem.model, problem.shape, plan);
-  const auto gib = [](double bytes) { return bytes / static_cast<double>(kGiB); };
-  const double needed = static_cast<double>(memory_needed(set).value),
-               usable = static_cast<double>(system.usable_memory.value);
-  if (needed > usable) {
-    log_warning(fmt::format("{} needs {:.2f} GiB on a device in f32, {} has {:.2f} GiB usable", to_text(plan),
-                            gib(needed), system.name, gib(usable)));
-    return false;
-  }
-  double all = 0;
-  for (const Program& stage : set.stages) all += static_cast<double>(stage.arena_bytes) * plan.mesh.dp * plan.mesh.tp;
-  const auto here = static_cast<double>(available_memory());
-  if (all > here) {
-    log_warning(
-        fmt::format("the {} ranks of {} need {:.1f} GiB together, this machine has {:.1f}: --rehearse runs the same "
-                    "program at reduced size",
-                    plan.mesh.ranks(), to_text(plan), gib(all), gib(here)));
-    return false;
-  }
-  return true;
 }
 
 int run(const Options& options, const Invocation& invocation) {
@@ -407,11 +443,8 @@ int run(const Options& options, const Invocation& invocation) {
         fmt::format("no plan of {} fits on {}: `meshwright search` says by how much", config.name, system.name));
     return kNothingFeasible;
   }
-  if (!options.rehearse && !fits(config, system, chosen.plan)) return kNothingFeasible;
-  if (chosen.row && !options.rehearse) Store(options.system.database);  // refused now, if it can't be written at the end
+  if (!can_run(options, config, system, chosen.plan)) return kNothingFeasible;
   open_data(options, options.rehearse ? rehearsal(config, chosen.plan) : config, chosen.plan, true, true);
-  if (!options.trace.empty() && !std::ofstream(options.trace, std::ios::app))
-    throw InputError(Diagnostic{"--trace", "", options.trace, "a file that can be written", "make its folder first"});
   return start_ranks(options, config, system, chosen, invocation);
 }
 

@@ -1,16 +1,16 @@
 #include "executor/data/batches.h"
 
 #include <algorithm>
-#include <cassert>
 #include <utility>
 
 #include "model/input/diagnostics.h"
+#include "model/program/check.h"
 
 namespace meshwright {
 
 Batches::Batches(TokenSource source, const BatchShape& shape) : source_(std::move(source)), shape_(shape) {
   const std::int64_t step_tokens = shape_.sequences() * shape_.tokens;
-  assert(step_tokens > 0);
+  meshwright::check(step_tokens > 0, "batches: a step of {} tokens", step_tokens);
   std::int64_t steps = 0, longest = 0;
   for (int i = 0; i < source_.shards(); ++i) {
     first_step_.push_back(steps);
@@ -33,9 +33,11 @@ Batches::Batches(TokenSource source, const BatchShape& shape) : source_(std::mov
 void Batches::read(std::int64_t step, std::int64_t m, std::int64_t d, std::int64_t t0, std::int64_t tl,
                    std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
   const std::int64_t B = shape_.batch, T = shape_.tokens;
-  assert(step >= 0 && m >= 0 && m < shape_.microbatches && d >= 0 && d < shape_.dp);
-  assert(t0 >= 0 && tl >= 0 && t0 + tl <= T);
-  assert(static_cast<std::int64_t>(inputs.size()) == tl * B && inputs.size() == targets.size());
+  meshwright::check(step >= 0 && m >= 0 && m < shape_.microbatches && d >= 0 && d < shape_.dp,
+                    "batches: no microbatch {} of dp shard {} in step {}", m, d, step);
+  meshwright::check(t0 >= 0 && tl >= 0 && t0 + tl <= T, "batches: no tokens {} to {} of {}", t0, t0 + tl, T);
+  meshwright::check(static_cast<std::int64_t>(inputs.size()) == tl * B && inputs.size() == targets.size(),
+                    "batches: {} inputs and {} targets for {} tokens", inputs.size(), targets.size(), tl * B);
   const std::int64_t in_epoch = step % steps_per_epoch();
   // The last shard that starts at or before this step (a shard without a whole step starts where the next one
   // does).

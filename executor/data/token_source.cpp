@@ -1,7 +1,6 @@
 #include "executor/data/token_source.h"
 
 #include <algorithm>
-#include <cassert>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -12,6 +11,7 @@
 #include "executor/data/tokenizer.h"
 #include "executor/data/utf8.h"
 #include "model/input/diagnostics.h"
+#include "model/program/check.h"
 
 namespace meshwright {
 namespace {
@@ -60,7 +60,9 @@ std::vector<std::filesystem::path> npy_files(const std::filesystem::path& folder
 
 }  // namespace
 
-TokenSource::TokenSource(std::vector<Shard> shards) : shards_(std::move(shards)) { assert(!shards_.empty()); }
+TokenSource::TokenSource(std::vector<Shard> shards) : shards_(std::move(shards)) {
+  meshwright::check(!shards_.empty(), "token source: no shards");
+}
 
 TokenSource::TokenSource(std::vector<std::int32_t> tokens) : current_(std::move(tokens)), current_shard_(0) {
   shards_.push_back({"tokens", static_cast<std::int64_t>(current_.size()), {}});
