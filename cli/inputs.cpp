@@ -115,6 +115,7 @@ std::filesystem::path calibration_file() {
 }
 
 int calibrate_machine(const Invocation& invocation) {
+  refuse_foreign_launcher();
   const std::filesystem::path file = calibration_file();
   expect_writable(file, kCalibrationBytes);
   const int cores = available_cores();

@@ -42,7 +42,11 @@ template <class Real>
 class Executor<Real>::Interpreter {
  public:
   Interpreter(Executor& executor, const StepInput& input)
-      : e_(executor), input_(input), mesh_(executor.mesh_), begin_(Clock::now()) {
+      : e_(executor),
+        input_(input),
+        beat_(executor.options_.beat ? *executor.options_.beat : unseen_),
+        mesh_(executor.mesh_),
+        begin_(Clock::now()) {
     const StepShape& step = e_.set_.step;
     sequences_.resize(static_cast<std::size_t>(step.microbatch));
     for (const Block& block : e_.set_.blocks)
@@ -445,8 +449,9 @@ class Executor<Real>::Interpreter {
 
   Executor& e_;
   const StepInput& input_;
+  RankBeat unseen_;
+  RankBeat& beat_;
   const MeshComm& mesh_;
-  RankBeat& beat_ = own_beat();
   const Clock::time_point begin_;
   const Slot* slot_ = nullptr;
   const Call* call_ = nullptr;

@@ -20,10 +20,13 @@
 
 namespace meshwright {
 
+struct RankBeat;  // executor/launch/heartbeat.h
+
 struct ExecutorOptions {
-  std::uint64_t seed = 0;  // of dropout
-  double clip_norm = 1;    // largest global norm of the gradients
-  bool timeline = false;   // reports get an interval per operation
+  std::uint64_t seed = 0;    // of dropout
+  double clip_norm = 1;      // largest global norm of the gradients
+  bool timeline = false;     // reports get an interval per operation
+  RankBeat* beat = nullptr;  // is told what a step is at; none: steps that are no part of a run
 };
 
 // What one step is given. fill(m, inputs, targets) writes the ids of microbatch m that this rank holds: its dp shard's

@@ -96,7 +96,7 @@ bool loss_has_grown(double loss, double first_loss, std::int64_t vocabulary) {
 TrainSummary train(const ProgramSet& set, const ModelSpec& model, const TrainingConfig& config, MPI_Comm comm,
                    Batches& data, const TrainOptions& options, const std::function<void(const TrainedStep&)>& on_step) {
   const auto seed = static_cast<std::uint64_t>(config.seed);
-  Executor<float> executor(set, comm, {seed, config.grad_clip_norm, options.timeline});
+  Executor<float> executor(set, comm, {seed, config.grad_clip_norm, options.timeline, &own_beat()});
   const std::vector<ParameterSpec> specs = parameters(model);
   executor.load_parameters(initial_weights<float>(specs, model.width, seed));
 

@@ -23,6 +23,7 @@
 #include <filesystem>
 #include <fstream>
 #include <initializer_list>
+#include <map>
 #include <optional>
 #include <string_view>
 #include <system_error>
@@ -39,10 +40,11 @@ namespace {
 // OpenMPI's shared-memory transport maps a 4 MiB segment a rank, and some more for each pair, from /dev/shm,
 // which containers often keep at 64 MiB.
 constexpr std::uint64_t kSharedMemoryOfRank = std::uint64_t{8} << 20;
+constexpr const char* kSharedMemoryVariable = "OMPI_MCA_btl_vader_backing_directory";
 
 bool shared_memory_is_enough(int ranks) {
   struct statvfs fs;
-  return statvfs("/dev/shm", &fs) == 0 &&
+  return access("/dev/shm", W_OK) == 0 && statvfs("/dev/shm", &fs) == 0 &&
          static_cast<std::uint64_t>(fs.f_bavail) * fs.f_frsize >= kSharedMemoryOfRank * ranks;
 }
 
@@ -110,9 +112,6 @@ std::vector<std::string> mpirun_command(int ranks, const std::vector<Core>& core
   // warned about.
   add({"--mca", "pml", "ob1", "--mca", "btl", "self,vader"});
   if (!may_copy_between_processes()) add({"--mca", "btl_vader_single_copy_mechanism", "none"});
-  if (!shared_memory_is_enough(ranks)) {
-    line.insert(line.end(), {"--mca", "btl_vader_backing_directory", std::filesystem::temp_directory_path().string()});
-  }
   // Ranks bind themselves (bind_to_claimed_core): mpirun would give the first cores to every run.
   add({"--oversubscribe", "--bind-to", "none"});
   if (static_cast<int>(cores.size()) == ranks) {
@@ -130,18 +129,30 @@ namespace {
 // Signals that end the ranks, and those that the loop below must hear of besides.
 constexpr std::array kEnding{SIGINT, SIGTERM, SIGQUIT, SIGHUP};
 
-// Turns signals into something to read, for its lifetime; SIGPIPE is ignored meanwhile, as a write then says so itself.
+bool is_ignored(int signal) {
+  struct sigaction now {};
+  return sigaction(signal, nullptr, &now) == 0 && now.sa_handler == SIG_IGN;
+}
+
+// Turns signals into something to read, for its lifetime: not those that are ignored, as `nohup` and a shell's `&` have it,
+// which would be read all the same. SIGPIPE is ignored meanwhile, as a write then says so itself; SIGCHLD is not, or the
+// kernel would keep to itself how a child ended.
 class SignalReader {
  public:
   SignalReader() {
+    struct sigaction ignore {
+    }, report{};
+    ignore.sa_handler = SIG_IGN;
+    report.sa_handler = SIG_DFL;
+    sigaction(SIGPIPE, &ignore, &pipe_before_);
+    sigaction(SIGCHLD, &report, &child_before_);
     sigset_t set;
     sigemptyset(&set);
-    for (const int signal : kEnding) sigaddset(&set, signal);
-    for (const int signal : {SIGCHLD, SIGTSTP}) sigaddset(&set, signal);
+    sigaddset(&set, SIGCHLD);
+    for (const int signal : kEnding)
+      if (!is_ignored(signal)) sigaddset(&set, signal);
+    if (!is_ignored(SIGTSTP)) sigaddset(&set, SIGTSTP);
     sigprocmask(SIG_BLOCK, &set, &mask_before_);
-    struct sigaction ignore {};
-    ignore.sa_handler = SIG_IGN;
-    sigaction(SIGPIPE, &ignore, &pipe_before_);
     descriptor_ = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
     if (descriptor_ < 0) throw std::system_error(errno, std::generic_category(), "signalfd");
   }
@@ -159,13 +170,15 @@ class SignalReader {
   }
   void restore() const {  // as it was: in the child, too
     sigaction(SIGPIPE, &pipe_before_, nullptr);
+    sigaction(SIGCHLD, &child_before_, nullptr);
     sigprocmask(SIG_SETMASK, &mask_before_, nullptr);
   }
 
  private:
   int descriptor_ = -1;
   sigset_t mask_before_{};
-  struct sigaction pipe_before_ {};
+  struct sigaction pipe_before_ {
+  }, child_before_{};
 };
 
 // One of mpirun's streams, copied to one of ours. mpirun itself would crash where the reader has gone, and lose without
@@ -201,7 +214,7 @@ class Output {
       fail(EBADF);
     else if (waiting() > 0)
       pass_on();
-    else if (ready.revents & POLLERR)
+    else if (ready.revents & (POLLERR | POLLHUP))  // HUP alone: of a socket, or a terminal
       fail(EPIPE);
   }
 
@@ -244,21 +257,60 @@ class Output {
   std::optional<int> failure_;
 };
 
+// A new folder of this process's own, which is removed with all that is in it. Its name is short: there may be sockets
+// below, whose paths have no more than 107 characters.
+class OwnFolder {
+ public:
+  explicit OwnFolder(const std::filesystem::path& base)
+      : path_((base / fmt::format("mw{}.XXXXXX", getpid())).string()) {
+    if (mkdtemp(path_.data())) return;
+    throw InputError(Diagnostic{.source = "temporary folder",
+                                .path = "",
+                                .value = base.string(),
+                                .allowed = std::string("one in which files can be made: ") + std::strerror(errno),
+                                .hint = "set TMPDIR to another"});
+  }
+  ~OwnFolder() {
+    std::error_code gone;  // whatever is left is no reason to fail
+    std::filesystem::remove_all(path_, gone);
+  }
+  OwnFolder(const OwnFolder&) = delete;
+  OwnFolder& operator=(const OwnFolder&) = delete;
+
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+std::filesystem::path temporary_folder() {
+  std::error_code none;
+  const std::filesystem::path folder = std::filesystem::temp_directory_path(none);
+  if (!none) return folder;
+  const char* given = std::getenv("TMPDIR");
+  return given ? given : "/tmp";  // whose fault is named where it is used
+}
+
+// Where Open MPI keeps the memory that ranks share.
+std::filesystem::path shared_memory_folder(int ranks) {
+  if (const char* given = std::getenv(kSharedMemoryVariable)) return given;
+  return shared_memory_is_enough(ranks) ? "/dev/shm" : temporary_folder();
+}
+
 // mpirun and the ranks below it, and ending them in steps: each gives the one before it time.
 class Ranks {
  public:
-  Ranks(pid_t mpirun, const HeartbeatPage& page) : mpirun_(mpirun), page_(page) {}
+  explicit Ranks(pid_t mpirun) : mpirun_(mpirun) {}
 
-  // Ranks that have joined the page are ended by SIGTERM while mpirun is stopped: it finds them all dead, and ends at once
-  // with its files removed. If it saw one die, or were told to end, it would wait a second before it ends the others; and
-  // told twice, it flees and leaves its files behind. It may sleep that second all the same, so it is woken by a signal
-  // that it takes for the death of a child.
+  // Ranks that are there are ended by SIGTERM while mpirun is stopped: it finds them all dead, and ends at once. If it saw
+  // one die, or were told to end, it would wait a second before it ends the others. It may sleep that second all the same,
+  // so it is woken by a signal that it takes for the death of a child. Where it has started none yet, it is told to end.
+  // If it takes long, all are killed: what it leaves behind lies in folders of this run's own.
   void end() {
     if (stage_ == Stage::kRunning) proceed();
   }
   void kill_now() {
-    stage_ = std::max(stage_, Stage::kMpirunEnds);
-    kill(mpirun_, SIGCONT);
+    stage_ = Stage::kAllKilled;
     proceed();
   }
   void proceed() {
@@ -268,8 +320,7 @@ class Ranks {
         if (living_ranks().empty()) {
           kill(mpirun_, SIGTERM);
           kill(mpirun_, SIGCONT);
-          give_up_waiting_ = Clock::now() + std::chrono::seconds(5);
-          return next(Stage::kMpirunEnds, 0.02);
+          return next(Stage::kAllKilled, 0.7);
         }
         signal_ranks(SIGTERM);
         signal_ranks(SIGCONT);
@@ -279,19 +330,17 @@ class Ranks {
         if (!living_ranks().empty() && Clock::now() < give_up_waiting_) return next(Stage::kRanksEnd, 0.01);
         signal_ranks(SIGKILL);
         kill(mpirun_, SIGCONT);
-        give_up_waiting_ = Clock::now() + std::chrono::seconds(5);
+        give_up_waiting_ = Clock::now() + std::chrono::milliseconds(700);
         return next(Stage::kMpirunEnds, 0.02);
       case Stage::kMpirunEnds:
-        if (living_ranks().empty() && Clock::now() < give_up_waiting_) {
-          kill(mpirun_, SIGCHLD);
-          return next(Stage::kMpirunEnds, 0.02);
-        }
-        signal_ranks(SIGKILL);
-        return next(Stage::kRanksKilled, 3);
-      case Stage::kRanksKilled:
+        signal_ranks(SIGKILL);  // those that it was about to start
+        kill(mpirun_, SIGCHLD);
+        return next(Clock::now() < give_up_waiting_ ? Stage::kMpirunEnds : Stage::kAllKilled, 0.02);
       case Stage::kAllKilled:
+        kill(mpirun_, SIGSTOP);  // or it would start another meanwhile
+        signal_ranks(SIGKILL);
         kill(mpirun_, SIGKILL);
-        return next(Stage::kAllKilled, 60);
+        return next(Stage::kAllKilled, 1);
     }
   }
   // Until proceed() is due, for poll(): -1 is never.
@@ -312,19 +361,21 @@ class Ranks {
 
  private:
   using Clock = std::chrono::steady_clock;
-  enum class Stage { kRunning, kRanksEnd, kMpirunEnds, kRanksKilled, kAllKilled };
+  enum class Stage { kRunning, kRanksEnd, kMpirunEnds, kAllKilled };
 
   void next(Stage stage, double seconds) {
     stage_ = stage;
     due_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   }
-  // Of those that have joined. A number that was given to another process meanwhile is no child of mpirun's.
+  // The children of mpirun: it starts nothing else.
   std::vector<pid_t> living_ranks() const {
     std::vector<pid_t> all;
-    for (int r = 0; r < page_.ranks(); ++r) {
-      const pid_t process = page_.rank(r).process;
+    std::error_code gone;
+    for (std::filesystem::directory_iterator at("/proc", gone), end; !gone && at != end; at.increment(gone)) {
+      const pid_t process = std::atoi(at->path().filename().c_str());
+      if (process == 0) continue;
       std::string line;
-      if (process != 0) std::getline(std::ifstream("/proc/" + std::to_string(process) + "/stat"), line);
+      std::getline(std::ifstream(at->path() / "stat"), line);
       const std::size_t name_end = line.rfind(") ");  // "PID (NAME) STATE PARENT ..."
       if (name_end == std::string::npos || name_end + 4 >= line.size()) continue;
       const char state = line[name_end + 2];
@@ -337,7 +388,6 @@ class Ranks {
   }
 
   const pid_t mpirun_;
-  const HeartbeatPage& page_;
   Stage stage_ = Stage::kRunning;
   Clock::time_point due_, give_up_waiting_;
 };
@@ -379,13 +429,13 @@ void say_so_far(const HeartbeatPage& page, int signal) {
     fmt::print(stderr, "{}\n", by);
 }
 
-// This process's environment with one variable more, for execvpe.
-std::vector<std::string> environment_with(const char* name, const std::string& value) {
-  const std::string assignment = std::string(name) + "=";
+// This process's environment with these variables set, for execvpe.
+std::vector<std::string> environment_with(const std::map<std::string, std::string>& variables) {
   std::vector<std::string> all;
   for (char** at = environ; *at; ++at)
-    if (!std::string_view(*at).starts_with(assignment)) all.emplace_back(*at);
-  all.push_back(assignment + value);
+    if (const std::string_view line(*at); !variables.contains(std::string(line.substr(0, line.find('=')))))
+      all.emplace_back(line);
+  for (const auto& [name, value] : variables) all.push_back(name + "=" + value);
   return all;
 }
 
@@ -399,7 +449,6 @@ std::vector<char*> pointers(std::vector<std::string>& words) {
 }  // namespace
 
 int run_ranks(int ranks, const std::vector<std::string>& command) {
-  refuse_foreign_launcher();
   if (!is_on_path("mpirun")) {
     throw InputError(
         Diagnostic{.source = "mpirun",
@@ -422,7 +471,11 @@ int run_ranks(int ranks, const std::vector<std::string>& command) {
   }
   const HeartbeatPage page(ranks);
   std::vector<std::string> line = mpirun_command(ranks, claim.cores(), command);
-  std::vector<std::string> variables = environment_with(kHeartbeatVariable, page.path());
+  // Of this run alone, so that nothing is left of it, whatever it ends by.
+  const OwnFolder session(temporary_folder()), shared_memory(shared_memory_folder(ranks));
+  std::vector<std::string> variables = environment_with({{kHeartbeatVariable, page.path()},
+                                                         {"OMPI_MCA_orte_tmpdir_base", session.path()},
+                                                         {kSharedMemoryVariable, shared_memory.path()}});
   const std::vector<char*> argv = pointers(line), envp = pointers(variables);
 
   std::fflush(nullptr);
@@ -446,7 +499,7 @@ int run_ranks(int ranks, const std::vector<std::string>& command) {
   out.close_writer();
   err.close_writer();
 
-  Ranks all(child, page);
+  Ranks all(child);
   int asked = 0;  // by which signal
   std::optional<int> status, unwritten;
   const auto lost = [&](Output& stream) {
@@ -464,7 +517,9 @@ int run_ranks(int ranks, const std::vector<std::string>& command) {
     while (const int signal = signals.next()) {
       if (signal == SIGCHLD) {
         int how = 0;
-        if (waitpid(child, &how, WNOHANG) == child) status = how;
+        const pid_t ended = waitpid(child, &how, WNOHANG);
+        if (ended == child) status = how;
+        if (ended < 0 && errno == ECHILD) status = W_EXITCODE(1, 0);  // somebody else was told how
       } else if (signal == SIGTSTP) {
         all.stop();
       } else if (std::exchange(asked, signal) == 0) {

@@ -33,12 +33,14 @@ std::vector<std::string> mpirun_command(int ranks, const std::vector<Core>& core
 // - of the first rank that ended with another than 0;
 // - 128 + the signal that ended a rank, which is named on stderr with its rank, step and operation where the ranks are an
 //   MpiSession, and else by its number;
-// - 128 + the signal that this process got meanwhile (SIGINT, SIGTERM, SIGQUIT, SIGHUP; unless it ignores it): the ranks
-//   are then ended, in less than a second where they are an MpiSession, and what is known of the run is said on stderr. A
-//   second signal kills them. SIGTSTP stops the ranks, too;
+// - 128 + the signal that this process got meanwhile (SIGINT, SIGTERM, SIGQUIT, SIGHUP; unless it ignores it, as under
+//   nohup): the ranks are then ended, by SIGTERM, and all that is there a second later by SIGKILL, and what is known of the
+//   run is said on stderr. A second signal kills them at once. SIGTSTP stops the ranks, too;
 // - 128 + SIGPIPE, in silence, if the reader of this process's output has gone.
-// Throws InputError if mpirun is not installed or this process was started by a foreign one, and OutputError if
-// the output can't be written.
+// Open MPI's files lie in folders of this run's own, in the temporary folder and in /dev/shm (or where
+// OMPI_MCA_btl_vader_backing_directory says), which are removed at the end: only if this process is killed, they stay, empty.
+// Throws InputError if mpirun is not installed or no such folder can be made, and OutputError if the output can't be
+// written. Before a caller makes anything, it calls refuse_foreign_launcher(): here is not asked again.
 int run_ranks(int ranks, const std::vector<std::string>& command);
 
 // Where ranks find the heartbeat page (executor/launch/heartbeat.h) of the process that started them.

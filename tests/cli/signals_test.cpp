@@ -179,16 +179,26 @@ pid_t rank_of(pid_t launcher, int r) {
   return mpirun.empty() ? 0 : rank_below(mpirun[0], r);
 }
 
-// Session folders and shared memory of MPI's that were left.
+// Folders and shared memory of MPI's that were left.
 std::vector<std::string> left_in(const TemporaryFolder& folder) {
   std::vector<std::string> left;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(folder.path())) {
     const std::string name = entry.path().filename().string();
-    // The folder of this host's user is shared by all runs, and may stay empty.
-    const bool shared = name.starts_with("ompi.") && std::filesystem::is_empty(entry.path());
-    if ((name.starts_with("ompi.") || name.starts_with("vader")) && !shared) left.push_back(entry.path().string());
+    for (const char* of_mpi : {"ompi.", "vader", "mw"})
+      if (name.starts_with(of_mpi)) left.push_back(entry.path().string());
   }
   return left;
+}
+
+// Processes of the session that `leader` began, and that live.
+std::vector<pid_t> living_of_session(pid_t leader) {
+  std::vector<pid_t> all;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const pid_t process = std::atoi(entry.path().filename().c_str());
+    if (process != 0 && getsid(process) == leader && !testing::Matches(AnyOf('-', 'Z', 'X'))(state_of(process)))
+      all.push_back(process);
+  }
+  return all;
 }
 
 TEST(Signals, ToTheLauncherAloneTheyEndTheRanksAndSayHowFarTheRunCame) {
@@ -206,6 +216,57 @@ TEST(Signals, ToTheLauncherAloneTheyEndTheRanksAndSayHowFarTheRunCame) {
     EXPECT_THAT(state_of(rank), AnyOf('-', 'Z', 'X')) << "a rank is left";
     EXPECT_THAT(left_in(folder), testing::IsEmpty());
   }
+}
+
+TEST(Signals, AnInterruptWhileRanksStartEndsThemSoonAndLeavesNothingBehind) {
+  for (const int delay : {0, 50, 100, 200, 300, 450, 600, 800, 1000}) {
+    const TemporaryFolder folder;
+    Started run(folder, command(kLongRun));
+    const pid_t leader = run.process();
+    std::this_thread::sleep_for(milliseconds(delay));
+    kill(leader, SIGINT);
+    const auto begin = Clock::now();
+    // The signal itself where there is no launcher yet, which a shell calls 130, too.
+    EXPECT_THAT(run.wait(), AnyOf(130, 1000 + SIGINT)) << "after " << delay << " ms: " << run.everything();
+    EXPECT_LT(Clock::now() - begin, seconds(6)) << "after " << delay << " ms";  // 0.1 to 0.8 s on an idle machine
+    for (int i = 0; i < 1000 && !living_of_session(leader).empty(); ++i) std::this_thread::sleep_for(milliseconds(10));
+    EXPECT_THAT(living_of_session(leader), testing::IsEmpty()) << "after " << delay << " ms";
+    EXPECT_THAT(left_in(folder), testing::IsEmpty()) << "after " << delay << " ms";
+  }
+}
+
+TEST(Signals, ASecondOneKillsAllAtOnceAndLeavesNothingBehind) {
+  const TemporaryFolder folder;
+  Started run(folder, command(kLongRun));
+  ASSERT_TRUE(run.prints(" 1/1000000")) << run.everything();
+  const pid_t rank = rank_of(run.process(), 0);
+  kill(rank, SIGSTOP);
+  kill(run.process(), SIGINT);
+  kill(run.process(), SIGTERM);
+  EXPECT_THAT(run.wait(), AnyOf(130, 128 + SIGTERM)) << run.everything();  // whichever was read first
+  EXPECT_THAT(state_of(rank), AnyOf('-', 'Z', 'X')) << "a rank is left";
+  EXPECT_THAT(left_in(folder), testing::IsEmpty());
+}
+
+TEST(Signals, ThatWereIgnoredBeforeAsUnderNohupAreIgnored) {
+  const TemporaryFolder folder;
+  Started run(folder, with({"env", "--ignore-signal=HUP,INT,QUIT,TSTP"}, command(kLongRun)));
+  ASSERT_TRUE(run.prints(" 1/1000000")) << run.everything();
+  for (const int signal : {SIGHUP, SIGINT, SIGQUIT, SIGTSTP}) kill(run.process(), signal);
+  std::this_thread::sleep_for(seconds(1));  // in which they would have ended it
+  EXPECT_NE(state_of(run.process()), 'T');
+  kill(run.process(), SIGTERM);
+  EXPECT_EQ(run.wait(), 128 + SIGTERM) << run.everything();
+  EXPECT_THAT(run.err(), HasSubstr("ended by SIGTERM after "));
+}
+
+TEST(Signals, OfChildrenThatWereIgnoredBeforeStillTellThatTheRanksHaveEnded) {
+  const TemporaryFolder folder;
+  Started run(folder, with({"env", "--ignore-signal=CHLD", MESHWRIGHT_BINARY},
+                           {"run", kSmall, "--system", kTwoCores, "--plan", "1x1x2", "--rehearse", "--steps", "1",
+                            "--data", "text.txt"}));
+  EXPECT_EQ(run.wait(), 0) << run.everything();
+  EXPECT_THAT(left_in(folder), testing::IsEmpty());
 }
 
 TEST(Signals, TerminationOfTheWholeGroupLeavesNoFilesBehind) {

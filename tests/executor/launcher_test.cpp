@@ -2,10 +2,13 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -18,6 +21,7 @@
 namespace meshwright {
 namespace {
 
+using testing::AllOf;
 using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
@@ -174,7 +178,7 @@ TEST(Launcher, ranks_of_other_launchers_are_refused_and_Open_MPIs_are_not) {
   for (const char* variable : {"PMI_SIZE", "PMI_RANK", "MV2_COMM_WORLD_SIZE", "PMIX_RANK", "SLURM_STEP_NUM_TASKS"}) {
     const WithEnvironment foreign(variable, "2");
     try {
-      run_ranks(2, {"/bin/true"});
+      refuse_foreign_launcher();
       ADD_FAILURE() << variable;
     } catch (const InputError& e) {
       EXPECT_THAT(e.what(), HasSubstr(variable));
@@ -211,6 +215,30 @@ TEST(Launcher, ranks_read_nothing_of_this_processs_input) {
   char text[8] = {};
   EXPECT_EQ(read(ends[0], text, sizeof text), 5);
   for (const int descriptor : {before, ends[0], ends[1]}) close(descriptor);
+}
+
+TEST(Launcher, a_reader_that_closed_its_socket_ends_the_ranks) {
+  int ends[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+  std::fflush(stdout);
+  const int before = dup(STDOUT_FILENO);
+  dup2(ends[0], STDOUT_FILENO);
+  close(ends[0]);
+  close(ends[1]);
+  const int code = run_ranks(1, {"/bin/sleep", "60"});
+  dup2(before, STDOUT_FILENO);
+  close(before);
+  EXPECT_EQ(code, 128 + SIGPIPE);
+}
+
+TEST(Launcher, without_a_temporary_folder_the_message_says_which) {
+  const WithEnvironment temporary("TMPDIR", "/nowhere");
+  try {
+    run_ranks(2, {"/bin/true"});
+    FAIL();
+  } catch (const InputError& e) {
+    EXPECT_THAT(e.what(), AllOf(HasSubstr("/nowhere"), HasSubstr("TMPDIR"), HasSubstr("No such file")));
+  }
 }
 
 TEST(Launcher, own_command_is_the_running_executable_with_its_arguments) {

@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "executor/launch/heartbeat.h"
 #include "tests/executor_mpi/training_case.h"
 
 namespace meshwright {
@@ -21,6 +22,18 @@ TEST(Calibrate, PeaksAreMeasuredOnAllRanksAtOnceAndAreTheSameOnEach) {
     EXPECT_GT(least[i], 1e6);
     EXPECT_LT(most[i], 1e15);
   }
+}
+
+// After the last step of a run: the watchdog must still see that it reports, however long a database is locked.
+TEST(Calibrate, TheRateOfProductsIsMeasuredUnseenByTheWatchdog) {
+  const FirstRanks ranks(1);
+  if (!ranks) return;
+  HeartbeatPage page(1);
+  page.join(0);
+  own_beat().step = 6;
+  own_beat().now(Activity::kReporting);
+  EXPECT_GT(product_rate(ranks.get()).flops_per_s, 1e6);
+  EXPECT_EQ(page.doing(0), "step 7: reporting it");
 }
 
 }  // namespace
