@@ -41,9 +41,9 @@ Diagnostic no_command(const CLI::App& app, const std::vector<std::string>& argum
     names.push_back(command->get_name());
   const std::string allowed = fmt::format("{}", fmt::join(names, ", "));
   if (arguments.empty()) return {kSource, "COMMAND", "(missing)", allowed, "see " + help_of(app)};
-  const auto near = nearest_word(arguments.front(), names);
+  const std::string meant = did_you_mean(arguments.front(), names, "");
   return {kSource, "COMMAND", quoted(arguments.front()), allowed,
-          near ? fmt::format("did you mean {}? See {}", *near, help_of(app)) : "see " + help_of(app)};
+          fmt::format("{} {}", meant.empty() ? "see" : meant + " See", help_of(app))};
 }
 
 // Words that the command has no place for, and required options that are not there.
@@ -62,11 +62,9 @@ std::vector<Diagnostic> left_over_and_missing(const CLI::App& command, const std
       continue;
     }
     const std::string name = word.substr(0, word.find('='));
-    const auto near = nearest_word(name, known);
-    if (near) meant.insert(*near);
+    if (const auto near = nearest_word(name, known)) meant.insert(*near);
     faults.push_back({kSource, name, "", fmt::format("{}", fmt::join(known, ", ")),
-                      near ? fmt::format("did you mean {}?", *near)
-                           : fmt::format("there is no such option; see {}", help_of(command))});
+                      did_you_mean(name, known, fmt::format("there is no such option; see {}", help_of(command)))});
   }
   if (faults.empty()) faults = std::move(words);  // else they are an unknown option's values
   for (const CLI::Option* option : command.get_options()) {
@@ -78,15 +76,14 @@ std::vector<Diagnostic> left_over_and_missing(const CLI::App& command, const std
   return faults;
 }
 
-}  // namespace
-
-CLI::Option* add_integer_option(CLI::App& command, Invocation& invocation, const std::string& name, IntegerRange range,
-                                std::function<void(std::int64_t)> set, const std::string& meaning) {
+template <class Number, class Range>
+CLI::Option* add_option_in(CLI::App& command, Invocation& invocation, const std::string& name, Range range,
+                           std::function<void(Number)> set, const std::string& meaning) {
   return command
       .add_option_function<std::string>(
           name,
           [name, range, set = std::move(set), &invocation](const std::string& text) {
-            std::int64_t value = 0;
+            Number value = 0;
             const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
             if (error == std::errc() && end == text.data() + text.size() && contains(range, value))
               set(value);
@@ -95,6 +92,18 @@ CLI::Option* add_integer_option(CLI::App& command, Invocation& invocation, const
           },
           meaning)
       ->type_name("N");
+}
+
+}  // namespace
+
+CLI::Option* add_integer_option(CLI::App& command, Invocation& invocation, const std::string& name, IntegerRange range,
+                                std::function<void(std::int64_t)> set, const std::string& meaning) {
+  return add_option_in<std::int64_t>(command, invocation, name, range, std::move(set), meaning);
+}
+
+CLI::Option* add_number_option(CLI::App& command, Invocation& invocation, const std::string& name, NumberRange range,
+                               std::function<void(double)> set, const std::string& meaning) {
+  return add_option_in<double>(command, invocation, name, range, std::move(set), meaning);
 }
 
 std::vector<Diagnostic> command_line_faults(const CLI::App& app, const CLI::ParseError& error,

@@ -11,6 +11,7 @@
 #include <system_error>
 #include <utility>
 
+#include "cli/command_line.h"
 #include "cli/configs.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
@@ -39,25 +40,19 @@ void add_config_options(CLI::App& command, ConfigOptions& options) {
   command.add_flag("--json", options.json, "Data as JSON on stdout");
 }
 
-void add_system_options(CLI::App& command, SystemOptions& options) {
+void add_system_options(CLI::App& command, Invocation& invocation, SystemOptions& options) {
   command.add_option("--system", options.system, "Machine: a name and slice (v4:2x4x4), local, or a JSON file")
       ->type_name("SYSTEM")
       ->required();
   command.add_option("--db", options.database, "Database of searches and runs")
       ->type_name("FILE")
       ->capture_default_str();
-  const auto is_share = [](const std::string& text) -> std::string {
-    double share = 0;
-    return CLI::detail::lexical_cast(text, share) && share > 0 && share <= 1
-               ? ""
-               : fmt::format("{}: allowed: a number above 0 and at most 1, a share of the usable memory", text);
-  };
-  command
-      .add_option("--headroom", options.headroom,
-                  "Of the usable memory: a plan that needs more gives way to a roomier one within 1 %")
+  add_number_option(
+      command, invocation, "--headroom", {.min = 0, .max = 1, .min_open = true},
+      [&options](double share) { options.headroom = share; },
+      "Of the usable memory: a plan that needs more gives way to a roomier one within 1 %")
       ->type_name("SHARE")
-      ->capture_default_str()
-      ->check(CLI::Validator(is_share, ""));
+      ->default_str(fmt::format("{}", options.headroom));
 }
 
 void add_plan_option(CLI::App& command, std::string& plan, const std::string& meaning) {
@@ -324,9 +319,8 @@ ChosenPlan choose_plan(const std::string& text, bool runnable_only, const Traini
   const bool is_id = !text.empty() && all_of(text, std::isxdigit);
   if (!is_id && text != "published" &&
       std::none_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; })) {
-    const auto near = nearest_word(text, {"best", "published"});
     throw no_such_plan(text, std::string(kPlanForms),
-                       near ? fmt::format("did you mean {}?", *near) : std::string(kPlanExample));
+                       did_you_mean(text, std::array{"best", "published"}, std::string(kPlanExample)));
   }
   const Plan plan = is_id                 ? named_plan(text, config, system, database)
                     : text == "published" ? published_plan(config)

@@ -34,7 +34,7 @@ struct SystemOptions {
   std::string database = "meshwright.db";
   double headroom = kHeadroom;  // see preferred() of planner/search.h
 };
-void add_system_options(CLI::App& command, SystemOptions& options);
+void add_system_options(CLI::App& command, Invocation& invocation, SystemOptions& options);
 void add_plan_option(CLI::App& command, std::string& plan, const std::string& meaning);
 
 // ---- the log -----------------------------------------------------------------------------------------------------------

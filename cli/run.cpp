@@ -455,7 +455,7 @@ void add_run(CLI::App& app, Invocation& invocation) {
       app.add_subcommand("run", "Execute a plan's program over MPI: train, or rehearse at reduced size");
   const auto options = std::make_shared<Options>();
   add_config_options(*command, options->config);
-  add_system_options(*command, options->system);
+  add_system_options(*command, invocation, options->system);
   add_plan_option(
       *command, options->plan,
       "best (of those that can be run), a mesh alone as 8x2x2 (its best), an id from a table, published, or a "
@@ -477,14 +477,14 @@ void add_run(CLI::App& app, Invocation& invocation) {
       ->add_option("--trace", options->trace,
                    "Write the last step, as measured, as a Chrome trace (.json, or .json.gz)")
       ->type_name("FILE");
-  command
-      ->add_option(
-          "--hang-timeout", options->hang_timeout_s,
-          "End the run, and say which rank hangs and where, when no rank has finished an operation or a block of "
-          "one for so long; 0: wait for ever")
+  add_number_option(
+      *command, invocation, "--hang-timeout", {.min = 0, .max = 1e9},
+      [=](double seconds) { options->hang_timeout_s = seconds; },
+      "End the run, and say which rank hangs and where, when no rank has finished an operation or a block of one for "
+      "so "
+      "long; 0: wait for ever")
       ->type_name("SECONDS")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 1e9));
+      ->default_str(fmt::format("{}", options->hang_timeout_s));
   command->add_flag("--started", options->started, "")->group("");
   command->add_option("--record", options->record, "")->group("");
   command->add_option("--cores", options->cores, "")->group("");

@@ -28,7 +28,7 @@ void add_search(CLI::App& app, Invocation& invocation) {
   CLI::App* command = app.add_subcommand("search", "Simulate every legal plan on a machine and rank them");
   const auto options = std::make_shared<Options>();
   add_config_options(*command, options->config);
-  add_system_options(*command, options->system);
+  add_system_options(*command, invocation, options->system);
   add_integer_option(
       *command, invocation, "--top", {1, 1'000'000},
       [=](std::int64_t n) { options->top = static_cast<std::size_t>(n); },
@@ -74,8 +74,10 @@ void add_search(CLI::App& app, Invocation& invocation) {
                                  : search_report(result, heading, view, columns(STDOUT_FILENO)));
       store.save(search_key(config, system), result);  // if it can't be: it has been printed
       const PlanResult* best = preferred(result, system.usable_memory, view.headroom);
-      log_info(fmt::format("stored in {}{}", options->system.database,
-                           best ? fmt::format("; the best plan is --plan {}", plan_id(best->plan)) : ""));
+      log_info(fmt::format(
+          "stored in {}{}", options->system.database,
+          best ? fmt::format("; the best plan{} is --plan {}", result.complete ? "" : " looked at", plan_id(best->plan))
+               : ""));
       if (!result.complete) return 128 + interrupting_signal();
       return matching(result, view.where).plans.empty() ? kNothingFeasible : kDone;
     };

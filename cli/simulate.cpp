@@ -84,7 +84,7 @@ void add_simulate(CLI::App& app, Invocation& invocation) {
       app.add_subcommand("simulate", "One plan in detail: time, memory, communication; traces and shardings");
   const auto options = std::make_shared<Options>();
   add_config_options(*command, options->config);
-  add_system_options(*command, options->system);
+  add_system_options(*command, invocation, options->system);
   add_plan_option(
       *command, options->plan,
       "best, a mesh alone as 8x2x2 (its best), an id from a table, published (the configuration's own mesh), or "

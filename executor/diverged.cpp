@@ -16,8 +16,7 @@ std::string sentence(const Diverged::Facts& f) {
                                       f.tensor, f.rank, f.stage, f.tensors, f.of_tensors);
   return fmt::format(
       "training diverged in step {}: {}; loss {:.6g}, gradient norm {:.6g}; the update was not made, weights and "
-      "moments "
-      "are those of before the step",
+      "moments are those of before the step",
       f.step + 1, where, f.loss, f.gradient_norm);
 }
 

@@ -139,12 +139,11 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
     if (!warned && loss_has_grown(result.loss, summary.first_loss, model.vocab)) {
       warned = true;
       if (executor.mesh().rank() == 0 && options.warn)
-        options.warn(
-            fmt::format("step {}: the loss is {:.6g}; the first step's was {:.4g}, and guessing costs ln({}) = {:.4g}. "
-                        "Training may "
-                        "be diverging: lower lr.max_lr (now {}) or warm up longer (lr.warmup_steps, now {})",
-                        step + 1, result.loss, summary.first_loss, model.vocab,
-                        std::log(static_cast<double>(model.vocab)), config.lr.max_lr, config.lr.warmup_steps));
+        options.warn(fmt::format(
+            "step {}: the loss is {:.6g}; the first step's was {:.4g}, and guessing costs ln({}) = {:.4g}. "
+            "Training may be diverging: lower lr.max_lr (now {}) or warm up longer (lr.warmup_steps, now {})",
+            step + 1, result.loss, summary.first_loss, model.vocab, std::log(static_cast<double>(model.vocab)),
+            config.lr.max_lr, config.lr.warmup_steps));
     }
     count = {result.report, result.routed_rows};
     own_beat().now(Activity::kReporting);

@@ -54,13 +54,6 @@ bool read_name(std::string_view text, const std::array<std::string_view, N>& nam
   return false;
 }
 
-// The word that was probably meant, else `otherwise`.
-template <std::size_t N>
-std::string did_you_mean(std::string_view word, const std::array<std::string_view, N>& words, std::string otherwise) {
-  const auto near = nearest_word(word, {words.begin(), words.end()});
-  return near ? fmt::format("did you mean {}?", *near) : std::move(otherwise);
-}
-
 }  // namespace
 
 Plan parse_plan(std::string_view text) {
@@ -120,7 +113,7 @@ Plan parse_plan(std::string_view text) {
   if (faults.empty() && !plan.layers.empty() && plan.layers.size() != static_cast<std::size_t>(plan.mesh.pp))
     fault("layers", layers,
           fmt::format("{} {}, as pp is {}", plan.mesh.pp, plan.mesh.pp == 1 ? "number" : "numbers", plan.mesh.pp),
-          fmt::format("{} given; without layers the stages are cut as even as possible by FLOPs", plan.layers.size()));
+          fmt::format("{} given; without it: cut by simulated cost, and written into the plan", plan.layers.size()));
   if (!faults.empty()) throw InputError(std::move(faults));
   return plan;
 }

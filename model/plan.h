@@ -24,7 +24,8 @@ struct Plan {
   int microbatches = 1;  // per dp shard and step
   Schedule schedule = Schedule::k1F1B;
   Recompute recompute = Recompute::kNone;
-  std::vector<int> layers;  // of each stage, the first one first; empty: lowering cuts (model/lowering/lower.h)
+  std::vector<int>
+      layers;  // of each stage, the first one first; empty: a command cuts by simulated cost, lowering alone by executed FLOPs
 
   bool operator==(const Plan&) const = default;
 };

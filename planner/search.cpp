@@ -137,11 +137,6 @@ std::map<std::string, Rejected> SearchResult::rejected() const {
   return all;
 }
 
-const PlanResult* SearchResult::best_runnable() const {
-  const auto found = std::ranges::find_if(plans, &PlanResult::runnable);
-  return found == plans.end() ? nullptr : &*found;
-}
-
 SearchResult search(const Problem& problem, const Machine& machine, const SearchOptions& options) {
   check(!not_lowerable(problem.model), "search: can't lower {} yet", not_lowerable(problem.model).value_or(""));
   const auto begin = Clock::now();
@@ -165,6 +160,7 @@ SearchResult search(const Problem& problem, const Machine& machine, const Search
   }
   std::ranges::sort(result.plans, better);
   result.evaluated = static_cast<std::int64_t>(result.plans.size() + result.too_large.size());
+  result.legal = static_cast<std::int64_t>(outcomes.size());
   result.elapsed_s = std::chrono::duration<double>(Clock::now() - begin).count();
   return result;
 }
@@ -208,6 +204,12 @@ std::optional<Standing> standing(const SearchResult& result, const Plan& plan) {
   if (const auto found = std::ranges::find_if(result.too_large, is, &TooLarge::plan); found != result.too_large.end())
     return Standing{.plan = found->plan, .too_large = *found};
   return std::nullopt;
+}
+
+bool may_be_legal(const SearchResult& result, const Plan& plan) {
+  return !result.complete && std::ranges::none_of(result.illegal, [&](const IllegalPart& part) {
+    return part.mesh == plan.mesh && (!part.fsdp || *part.fsdp == plan.fsdp);
+  });
 }
 
 }  // namespace meshwright

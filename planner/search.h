@@ -50,13 +50,13 @@ struct SearchResult {
   std::vector<TooLarge> too_large;   // in the order of the space
   std::vector<IllegalPart> illegal;  // see IllegalPart for what one of them is
   std::int64_t evaluated = 0;        // legal plans looked at: plans and too_large
+  std::int64_t legal = 0;            // legal plans in the space: as many as evaluated, where it is complete
   double elapsed_s = 0;              // wall time of the search
   bool complete = true;              // false: it was stopped, and there are legal plans that nobody looked at
 
   // Reason to count: plans under kDoesNotFit, IllegalParts under their reasons.
   std::map<std::string, Rejected> rejected() const;
   const PlanResult* best() const { return plans.empty() ? nullptr : &plans.front(); }
-  const PlanResult* best_runnable() const;  // nullptr: none
 };
 
 // What an evaluation throws is thrown here, too: of several, that of the first plan in the space's order.
@@ -93,7 +93,10 @@ struct Standing {
   std::optional<TooLarge> too_large;
 };
 // Of a plan without layers: where it came out with those that the search chose. nullopt: the plan is not in the space
-// that was searched.
+// that was searched, or else, where the search is not complete, it was not looked at: may_be_legal() tells.
 std::optional<Standing> standing(const SearchResult& result, const Plan& plan);
+// Whether a plan without a standing, for as many devices as were searched for, may be among those that an interrupted
+// search did not come to: nothing speaks against its mesh and its FSDP stage.
+bool may_be_legal(const SearchResult& result, const Plan& plan);
 
 }  // namespace meshwright

@@ -29,7 +29,6 @@ PlanSpace::PlanSpace(const Problem& problem) {
   check(problem.devices >= 1, "a plan space of {} devices", problem.devices);
   for (const std::int64_t tp : divisors(problem.devices))
     for (const std::int64_t pp : divisors(problem.devices / tp)) {
-      ++meshes_;
       const Plan simplest{
           .mesh = {static_cast<int>(problem.devices / tp / pp), static_cast<int>(pp), static_cast<int>(tp)},
           .fsdp = 0,

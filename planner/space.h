@@ -53,8 +53,6 @@ class PlanSpace {
   // In the order of meshes, an illegal mesh once for each of its reasons. Microbatches and FSDP are only looked at on
   // legal meshes.
   const std::vector<IllegalPart>& illegal() const { return illegal_; }
-  // All factorizations of the devices, legal or not.
-  int meshes() const { return meshes_; }
 
  private:
   struct Choices {
@@ -64,7 +62,6 @@ class PlanSpace {
   };
   std::vector<Choices> choices_;
   std::vector<IllegalPart> illegal_;
-  int meshes_ = 0;
   std::size_t mesh_ = 0;   // of choices_, that next() is at
   std::int64_t plan_ = 0;  // of the mesh's
 };

@@ -184,6 +184,7 @@ std::string schema() {
   build TEXT NOT NULL,
   created TEXT NOT NULL,
   evaluated INTEGER NOT NULL,
+  legal INTEGER NOT NULL,
   fitting INTEGER NOT NULL,
   elapsed_s REAL NOT NULL,
   complete INTEGER NOT NULL
@@ -284,8 +285,8 @@ bool same_answer(const SearchResult& a, const SearchResult& b) {
     return x.mesh == y.mesh && x.fsdp == y.fsdp && x.why.reason == y.why.reason && x.why.detail == y.why.detail &&
            x.why.hint == y.why.hint;
   };
-  return a.complete == b.complete && a.evaluated == b.evaluated && a.plans == b.plans && a.too_large == b.too_large &&
-         std::ranges::equal(a.illegal, b.illegal, same_part);
+  return a.complete == b.complete && a.evaluated == b.evaluated && a.legal == b.legal && a.plans == b.plans &&
+         a.too_large == b.too_large && std::ranges::equal(a.illegal, b.illegal, same_part);
 }
 
 // What is read while it lives is as it was at one moment, whatever others write. May be nested, and within a transaction.
@@ -371,7 +372,7 @@ std::int64_t Store::save(const SearchKey& key, const SearchResult& result) {
   Statement s(*db_,
               insert("searches",
                      "config_hash, config_json, system, system_hash, system_description, build, created, evaluated, "
-                     "fitting, elapsed_s, complete"));
+                     "legal, fitting, elapsed_s, complete"));
   s.bind(content_key(key.config_json))
       .bind(key.config_json)
       .bind(key.system)
@@ -380,6 +381,7 @@ std::int64_t Store::save(const SearchKey& key, const SearchResult& result) {
       .bind(key.build)
       .bind(utc_now())
       .bind(result.evaluated)
+      .bind(result.legal)
       .bind(static_cast<std::int64_t>(result.plans.size()))
       .bind(result.elapsed_s)
       .bind(std::int64_t{result.complete});
@@ -406,15 +408,17 @@ std::optional<std::int64_t> Store::newest(const SearchKey& key, bool complete) c
 std::optional<StoredSearch> Store::search(std::int64_t id) const {
   const Snapshot all_of_one_moment(*db_);
   Statement s(*db_,
-              "SELECT id, config_json, system, system_description, build, created, evaluated, elapsed_s, complete FROM "
-              "searches "
-              "WHERE id = ?");
+              "SELECT id, config_json, system, system_description, build, created, evaluated, elapsed_s, "
+              "complete, legal FROM searches WHERE id = ?");
   s.bind(id);
   if (!s.step()) return std::nullopt;
   StoredSearch stored{.id = s.integer(), .key = {s.bytes(), s.text(), s.bytes(), s.text()}, .created = s.text()};
   stored.result.evaluated = s.integer({.min = 0});
   stored.result.elapsed_s = s.number({.min = 0});
   stored.result.complete = s.integer({.min = 0, .max = 1}) != 0;
+  IntegerRange legal{.min = stored.result.evaluated};
+  if (stored.result.complete) legal.max = legal.min;
+  stored.result.legal = s.integer(legal);
   for (StoredPlan& plan : plans(id)) stored.result.plans.push_back(std::move(plan.result));
 
   constexpr IntegerRange kExtent{1, 1'000'000}, kFsdp{0, 3};

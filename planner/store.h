@@ -7,7 +7,8 @@
 //
 // Tables (PRAGMA user_version is the schema's version, kSchemaVersion):
 //   searches    one row a search: the question (config_json, system, system_description, each hash beside it for finding
-//               the row), the build of the program that answered, whether it is complete or was interrupted, when (UTC), how many plans it evaluated, how many fit,
+//               the row), the build of the program that answered, whether it is complete or was interrupted, when (UTC), how many plans
+//               it evaluated, of how many that are legal, how many fit,
 //               how long it took. One row for each question and build: to search again does not add another.
 //   plans       every plan that fits: its search and rank there (1 is the best), plan_id (plan_id() of model/plan.h, by
 //               which people name it), and the columns of visit_fields(PlanResult). A plan is found in several searches:

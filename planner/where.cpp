@@ -24,7 +24,23 @@ constexpr std::string_view kSigns = "=!<>";
 struct Kind {
   bool whole = false;                // numbers: whole ones only
   std::vector<std::string> choices;  // not empty: one of these words
+  bool fraction = false;             // numbers: from 0 to 1
 };
+
+constexpr std::array<std::string_view, 3> kFractions{"mfu", "hfu", "bubble_fraction"};
+
+// What people may call a field after the heading of its column. No other name for it: the table's units are not those of
+// the fields.
+constexpr std::array<std::pair<std::string_view, std::string_view>, 10> kHeadings{{{"mb", "microbatches"},
+                                                                                   {"zero", "fsdp"},
+                                                                                   {"step", "step_time_s"},
+                                                                                   {"sched", "schedule"},
+                                                                                   {"recomp", "recompute"},
+                                                                                   {"mem", "peak_memory_bytes"},
+                                                                                   {"peak", "peak_memory_bytes"},
+                                                                                   {"memory", "peak_memory_bytes"},
+                                                                                   {"comm", "exposed_comm_s"},
+                                                                                   {"bubble", "bubble_fraction"}}};
 
 std::vector<std::string> words(const auto& names) { return {names.begin(), names.end()}; }
 
@@ -41,7 +57,10 @@ std::vector<std::pair<std::string, Kind>> fields() {
   std::vector<std::pair<std::string, Kind>> all;
   const PlanResult any;
   visit_fields(any, [&](std::string_view name, const auto& value) {
-    if (auto kind = kind_of<std::remove_cvref_t<decltype(value)>>()) all.emplace_back(name, std::move(*kind));
+    if (auto kind = kind_of<std::remove_cvref_t<decltype(value)>>()) {
+      kind->fraction = std::ranges::find(kFractions, name) != kFractions.end();
+      all.emplace_back(name, std::move(*kind));
+    }
   });
   return all;
 }
@@ -59,9 +78,20 @@ std::optional<double> number(std::string_view text) {
   return value;
 }
 
-std::string hint_for(std::string_view word, const std::vector<std::string>& known, std::string otherwise) {
-  const auto near = nearest_word(word, known);
-  return near ? fmt::format("did you mean {}?", *near) : std::move(otherwise);
+std::string hint_for_field(std::string_view word, const std::vector<std::string>& known) {
+  std::string lower(word);
+  for (char& c : lower)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  const auto heading = std::ranges::find(kHeadings, std::string_view(lower), [](const auto& h) { return h.first; });
+  return did_you_mean(heading == kHeadings.end() ? lower : heading->second, known, "such as tp=2,pp<=4");
+}
+
+constexpr NumberRange kFraction{.min = 0, .max = 1};
+
+// Of a field that is a fraction, whose value is none: 40 is likely meant as 40 %.
+std::string hint_for_fraction(std::string_view field, double value) {
+  return value > 1 && value <= 100 ? fmt::format("a fraction: {:g} for {:g} %", value / 100, value)
+                                   : fmt::format("a fraction, such as {}>0.4", field);
 }
 
 }  // namespace
@@ -75,10 +105,15 @@ Where::Where(std::string_view text) : text_(text) {
     faults.push_back(
         {std::string(kSource), std::string(path), std::string(value), std::move(allowed), std::move(hint)});
   };
+  bool is_missing = false;
   for (std::size_t begin = 0; begin <= text.size();) {
     const std::size_t end = std::min(text.find(',', begin), text.size());
     const std::string_view part = trimmed(text.substr(begin, end - begin));
     begin = end + 1;
+    if (part.empty()) {
+      is_missing = true;
+      continue;
+    }
     const std::size_t sign = std::min(part.find_first_of(kSigns), part.size());
     const std::size_t behind = std::min(part.find_first_not_of(kSigns, sign), part.size());
     const std::string_view field = trimmed(part.substr(0, sign)), compare = part.substr(sign, behind - sign),
@@ -86,8 +121,7 @@ Where::Where(std::string_view text) : text_(text) {
     const auto found = std::ranges::find(known, field, &std::pair<std::string, Kind>::first);
     const auto op = std::ranges::find(kOperators, compare);
     if (found == known.end())
-      fault("", part, fmt::format("conditions on {}", fmt::join(names, ", ")),
-            hint_for(field, names, "such as tp=2,pp<=4"));
+      fault("", part, fmt::format("conditions on {}", fmt::join(names, ", ")), hint_for_field(field, names));
     const bool is_choice = found != known.end() && !found->second.choices.empty();
     const bool orders = op != kOperators.end() && compare != "=" && compare != "!=";
     if (op == kOperators.end())
@@ -103,16 +137,22 @@ Where::Where(std::string_view text) : text_(text) {
     if (is_choice) {
       if (std::ranges::find(kind.choices, value) == kind.choices.end())
         fault(field, value, fmt::format("one of {}", fmt::join(kind.choices, ", ")),
-              hint_for(value, kind.choices, "choose one of these"));
+              did_you_mean(value, kind.choices, "choose one of these"));
       condition.value = std::string(value);
     } else if (const auto parsed = number(value); parsed && (!kind.whole || *parsed == std::floor(*parsed))) {
       condition.value = *parsed;
+      if (kind.fraction && !contains(kFraction, *parsed))
+        fault(field, value, describe(kFraction), hint_for_fraction(field, *parsed));
     } else {
       fault(field, value, kind.whole ? "a whole number" : "a number",
             fmt::format("such as {}={}", field, kind.whole ? "2" : "0.5"));
     }
     conditions_.push_back(std::move(condition));
   }
+  if (is_missing)
+    fault(
+        "", fmt::format("\"{}\"", text), "conditions such as tp=2,pp<=4",
+        trimmed(text).empty() ? "leave --where out for all plans" : "nothing stands on one side of a comma: remove it");
   if (!faults.empty()) throw InputError(std::move(faults));
 }
 

@@ -13,7 +13,8 @@ namespace meshwright {
 
 // Conditions with commas between them, all of which must hold; without any, every plan matches. A condition is a field of
 // visit_fields(PlanResult), an operator and a value. Numbers compare by = != < <= > >=, choices (schedule, recompute) and
-// true or false by = and !=; texts and lists can't be compared.
+// true or false by = and !=; texts and lists can't be compared. Fractions (mfu, hfu, bubble_fraction) are compared with
+// numbers from 0 to 1.
 class Where {
  public:
   Where() = default;

@@ -61,11 +61,6 @@ std::string bytes_text(Bytes bytes) {
   return unit == 0 ? fmt::format("{} B", bytes.value) : fmt::format("{:.2f} {}", value, kUnits[unit]);
 }
 
-std::string milliseconds(Seconds seconds) {
-  const double ms = seconds.value * 1e3;
-  return fmt::format("{:.{}f}", ms, std::abs(ms) < 10 ? 3 : 1);
-}
-
 std::string seconds_text(double seconds) {
   const TimeUnit& unit = unit_of(seconds);
   const double value = seconds / unit.seconds;
@@ -75,21 +70,33 @@ std::string seconds_text(double seconds) {
   return fmt::format("{:.{}f} {}", value, value < 9.95 ? 1 : 0, unit.name);
 }
 
+std::string TimeScale::heading(std::string_view title, std::string_view between) const {
+  return fmt::format("{}{}{}", title, unit.empty() ? "" : between, unit);
+}
+
 std::string TimeScale::text(double time) const {
+  if (seconds == 0) return time == 0 ? "0" : seconds_text(time);
   const double value = time / seconds;
   if (!(std::abs(value) < 1e15)) return fmt::format("{:.3g}", value);
   const std::string all = fmt::format("{:.{}f}", value, digits);
   return grouped(all.substr(0, all.find('.'))) + all.substr(std::min(all.find('.'), all.size()));
 }
 
-TimeScale time_scale(std::vector<double> times) {
+TimeScale time_scale(std::vector<double> times, std::optional<double> main) {
   std::erase(times, 0.0);
   if (times.empty()) return {};
   const auto median = times.begin() + static_cast<std::ptrdiff_t>((times.size() - 1) / 2);
   std::nth_element(times.begin(), median, times.end());
-  const TimeUnit& unit = unit_of(*median);
-  const double value = *median / unit.seconds;
-  return {unit.name, unit.seconds, value >= 9.995 ? 1 : value >= 0.9995 ? 2 : 3};
+  const TimeUnit& unit = unit_of(main.value_or(*median));
+  const double value = main.value_or(*median) / unit.seconds;
+  TimeScale scale{unit.name, unit.seconds, value >= 9.995 ? 1 : value >= 0.9995 ? 2 : 3};
+  const auto vanishes = [&](double time) {
+    return std::abs(time / scale.seconds) <= 0.5 * std::pow(10, -scale.digits);
+  };
+  constexpr int kMostDigits = 3;
+  const auto any_vanishes = [&] { return std::ranges::any_of(times, vanishes); };
+  while (any_vanishes() && scale.seconds < 1 && scale.digits < kMostDigits) ++scale.digits;
+  return any_vanishes() ? TimeScale{"", 0, 0} : scale;
 }
 
 std::string percent(double fraction) { return fmt::format("{:.1f}", fraction * 100); }

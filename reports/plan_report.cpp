@@ -24,9 +24,10 @@ std::string layers_text(const PlanResult& result, int stage) {
 
 std::string figures_table(const PlanResult& r, const PlanHeading& heading, int columns) {
   const int devices = r.plan.mesh.ranks();
-  const TimeScale scale = time_scale({r.step_time_s});
+  // Each of its rows is another figure: each has its own unit.
+  const TimeScale step = time_scale({r.step_time_s}), exposed = time_scale({r.exposed_comm_s});
   Table table({{"figure", Align::kLeft}, {"value"}, {"", Align::kLeft, "", 16}});
-  table.add_row({"step time", scale.text(r.step_time_s), std::string(scale.unit)});
+  table.add_row({"step time", step.text(r.step_time_s), std::string(step.unit)});
   table.add_row({"tokens/s", with_commas(static_cast<std::int64_t>(r.tokens_per_s + 0.5)),
                  fmt::format("whole job, {} devices", devices)});
   table.add_row({"MFU", percent(r.mfu), "%, model FLOPs (no recomputation) over the devices' peak"});
@@ -37,9 +38,9 @@ std::string figures_table(const PlanResult& r, const PlanHeading& heading, int c
                    r.peak_memory_bytes <= heading.usable_memory.value
                        ? "it fits"
                        : fmt::format("{} too many", gib({r.peak_memory_bytes - heading.usable_memory.value})))});
-  table.add_row(
-      {"exposed communication", scale.text(r.exposed_comm_s),
-       fmt::format("{}, {} % of the step, mean over devices", scale.unit, percent(r.exposed_comm_s / r.step_time_s))});
+  table.add_row({"exposed communication", exposed.text(r.exposed_comm_s),
+                 exposed.heading("", "") +
+                     fmt::format(", {} % of the step, mean over devices", percent(r.exposed_comm_s / r.step_time_s))});
   table.add_row({"bubble", percent(r.bubble_fraction), "% of the step, mean over devices"});
   table.add_row({"model FLOPs", fmt::format("{:.4g}", r.model_flops), "of a step"});
   table.add_row({"executed FLOPs", fmt::format("{:.4g}", r.executed_flops), "of a step, experts at capacity"});
@@ -47,12 +48,15 @@ std::string figures_table(const PlanResult& r, const PlanHeading& heading, int c
 }
 
 std::string stages_table(const PlanResult& result, const StepReport& report, int columns) {
-  const TimeScale scale = time_scale({report.step_time.value});
+  std::vector<double> times;
+  for (const RankReport& r : report.ranks)
+    times.insert(times.end(), {r.compute.value, r.exposed_comm.value, r.bubble.value});
+  const TimeScale scale = time_scale(std::move(times), report.step_time.value);
   Table table({{"stage"},
                {"layers"},
-               {fmt::format("compute\n{}", scale.unit)},
-               {fmt::format("exposed\ncomm {}", scale.unit)},
-               {fmt::format("bubble\n{}", scale.unit)}});
+               {scale.heading("compute", "\n")},
+               {scale.heading("exposed\ncomm", " ")},
+               {scale.heading("bubble", "\n")}});
   for (std::size_t s = 0; s < report.ranks.size(); ++s) {
     const RankReport& r = report.ranks[s];
     table.add_row({fmt::format("{}", s), layers_text(result, static_cast<int>(s)), scale.text(r.compute.value),
@@ -123,11 +127,16 @@ std::string time_table(const StepReport& report, int columns) {
                    [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
   const double stages = static_cast<double>(report.ranks.size()), step = report.step_time.value;
   // The unit is that of the largest, as the others matter by their share of it.
-  double largest = std::max(exposed, bubble) / stages;
-  for (const auto& [name, kind] : sorted) largest = std::max(largest, kind.seconds / stages);
-  TimeScale scale = time_scale({largest});
+  std::vector<double> times{exposed / stages, bubble / stages};
+  for (const auto& [name, kind] : sorted) times.push_back(kind.seconds / stages);
+  const double largest = std::ranges::max(times);
+  TimeScale scale = time_scale(std::move(times), largest);
   scale.digits = std::max(scale.digits, 2);
-  Table table({{"operation", Align::kLeft, "", 16}, {"times"}, {std::string(scale.unit)}, {"% of step"}, {"FLOP/s"}});
+  Table table({{"operation", Align::kLeft, "", 16},
+               {"times"},
+               {scale.unit.empty() ? "time" : std::string(scale.unit)},
+               {"% of step"},
+               {"FLOP/s"}});
   for (const auto& [name, kind] : sorted)
     table.add_row({std::string(name),
                    with_commas(static_cast<std::int64_t>(static_cast<double>(kind.count) / stages + 0.5)),

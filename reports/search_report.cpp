@@ -127,7 +127,7 @@ std::string plans_table(const SearchResult& result, const std::vector<Row>& rows
                {"micro-\nbatches", Align::kRight, "mb"},
                {"schedule", Align::kLeft, "sched"},
                {"recompute", Align::kLeft, "recomp"},
-               {fmt::format("step\n{}", scale.unit)},
+               {scale.heading("step", "\n")},
                {"time\n/ best", Align::kRight, "", 0, 3},
                {"tokens/s", Align::kRight, "", 0, 4},
                {"MFU\n%"},
@@ -167,31 +167,41 @@ std::string percent_of(Bytes part, Bytes whole) {
 
 std::string ratio(double time, double to) { return fmt::format("{:.2f} x", time / to); }
 
+// Whether the published plan is one that the search, as it was interrupted, did not come to.
+bool published_was_not_looked_at(const SearchResult& result, const std::optional<Standing>& at,
+                                 const SearchHeading& heading) {
+  return !at && heading.published.mesh.ranks() == heading.devices && may_be_legal(result, heading.published);
+}
+
 // What the published plan takes, and what its mesh could do.
 std::string published_sentence(const SearchResult& result, const std::optional<Standing>& at,
                                const SearchHeading& heading, double headroom) {
   const std::string text = to_text(heading.published);
-  if (!at) {
+  const bool not_looked_at = published_was_not_looked_at(result, at, heading);
+  if (!at && !not_looked_at) {
     return heading.published.mesh.ranks() == heading.devices
                ? fmt::format("The plan {} ({}) is not legal in our layout.", kPublishedLabel, text)
                : fmt::format("The plan {} ({}) is for {} devices; {} has {}.", kPublishedLabel, text,
                              heading.published.mesh.ranks(), heading.system, heading.devices);
   }
   std::string sentence;
-  if (at->rank) {
+  if (not_looked_at) {
+    sentence = fmt::format("The plan {} ({}) was not looked at.", kPublishedLabel, text);
+  } else if (at->rank) {
     const double time = result.plans[*at->rank - 1].step_time_s;
-    sentence = fmt::format("▶ {}: {} a step, {} the fastest plan's.", kPublishedLabel, seconds_text(time),
-                           ratio(time, result.best()->step_time_s));
+    sentence = fmt::format("▶ {}: {} a step, {} the fastest {}.", kPublishedLabel, seconds_text(time),
+                           ratio(time, result.best()->step_time_s), result.complete ? "plan's" : "looked at");
   } else {
     sentence = fmt::format("The plan {} ({}) does not fit: {} GiB needed, {} GiB too many.", kPublishedLabel, text,
                            gib(at->too_large->needed), gib(at->too_large->excess));
   }
   const PlanResult* best = preferred(result, heading.usable_memory, headroom, false, heading.published.mesh);
   if (!best) return sentence;
-  if (at->rank && row_of(result, *best).shows(at)) return sentence + " It is the best of its mesh.";
+  if (at && at->rank && row_of(result, *best).shows(at))
+    return fmt::format("{} It is the best{} of its mesh.", sentence, result.complete ? "" : " looked at");
   return fmt::format(
       "{} Its mesh {} can do {}{}: {}, {}.", sentence, to_string(best->plan.mesh), seconds_text(best->step_time_s),
-      at->rank ? fmt::format(" ({})", ratio(best->step_time_s, result.plans[*at->rank - 1].step_time_s)) : "",
+      at && at->rank ? fmt::format(" ({})", ratio(best->step_time_s, result.plans[*at->rank - 1].step_time_s)) : "",
       plan_id(best->plan), to_text(best->plan));
 }
 
@@ -205,15 +215,21 @@ std::string search_report(const SearchResult& result, const SearchHeading& headi
                                       with_commas(heading.devices), heading.devices == 1 ? "device" : "devices",
                                       with_commas(heading.sequences), with_commas(heading.sequence_length),
                                       with_commas(heading.sequences * heading.sequence_length)));
-  text += line(fmt::format("{} of {} legal plans fit in {} GiB, found in {}", count(result.plans.size()),
-                           with_commas(result.evaluated), gib(heading.usable_memory), seconds_text(result.elapsed_s)));
+  const std::string fitting = count(result.plans.size()), legal = with_commas(result.legal);
+  text += line(fmt::format("{} fit in {} GiB, found in {}",
+                           result.complete ? fmt::format("{} of {} legal plans", fitting, legal)
+                                           : fmt::format("{} looked at of {} legal plans (interrupted): {}",
+                                                         with_commas(result.evaluated), legal, fitting),
+                           gib(heading.usable_memory), seconds_text(result.elapsed_s)));
   const SearchResult shown = view.where.empty() ? result : matching(result, view.where);
   const PlanResult* first = preferred(shown, heading.usable_memory, view.headroom);
   const std::optional<Standing> published = standing(result, heading.published);
   if (result.plans.empty()) {
-    text += "\nNo plan fits.\n" + line(published_sentence(result, published, heading, view.headroom));
+    text += fmt::format("\nNo plan {}fits.\n", result.complete ? "" : "looked at ") +
+            line(published_sentence(result, published, heading, view.headroom));
   } else if (!first) {
-    text += '\n' + line(fmt::format("No plan that fits matches {}.", view.where.text()));
+    text += '\n' + line(fmt::format("No plan {} matches {}.", result.complete ? "that fits" : "looked at that fits",
+                                    view.where.text()));
   } else {
     std::vector<Row> rows = view.all ? all_rows(shown, *first) : rows_of_meshes(shown, *first, heading, view.headroom);
     constexpr std::size_t kUsualRows = 10;
@@ -225,7 +241,8 @@ std::string search_report(const SearchResult& result, const SearchHeading& headi
       if (at != shown.plans.end()) published_row = row_of(shown, *at);
     }
 
-    std::string title = view.all ? "Plans" : "The best plan of each mesh";
+    std::string title = fmt::format("{}{}{}", view.all ? "Plans" : "The best plan", result.complete ? "" : " looked at",
+                                    view.all ? "" : " of each mesh");
     if (!view.where.empty()) title += fmt::format(" with {}", view.where.text());
     if (most < found) title += fmt::format(", {} of {} (--top)", count(most), count(found));
     text += line(title + (view.all ? ":" : "; --all for every plan:"));
@@ -262,6 +279,7 @@ OrderedJson to_json(const SearchResult& result, const SearchHeading& heading, co
                   {"preferred", nullptr},
                   {"plans", OrderedJson::array()},
                   {"evaluated", result.evaluated},
+                  {"legal", result.legal},
                   {"rejected", OrderedJson::object()},
                   {"smallest_excess_bytes", nullptr},
                   {"published", nullptr},
@@ -276,11 +294,14 @@ OrderedJson to_json(const SearchResult& result, const SearchHeading& heading, co
     out["rejected"][reason] = r.count;
     if (r.smallest_excess) out["smallest_excess_bytes"] = r.smallest_excess->value;
   }
-  if (const auto published = standing(result, heading.published)) {
-    OrderedJson& entry = out["published"] = called(published->plan);
+  const auto published = standing(result, heading.published);
+  if (published || published_was_not_looked_at(result, published, heading)) {
+    const bool has_rank = published && published->rank;
+    OrderedJson& entry = out["published"] = called(published ? published->plan : heading.published);
     entry["label"] = kPublishedLabel;
-    entry["rank"] = published->rank ? OrderedJson(*published->rank) : OrderedJson(nullptr);
-    entry["ratio_to_best"] = published->rank ? OrderedJson(published->ratio_to_best) : OrderedJson(nullptr);
+    entry["looked_at"] = published.has_value();
+    entry["rank"] = has_rank ? OrderedJson(*published->rank) : OrderedJson(nullptr);
+    entry["ratio_to_best"] = has_rank ? OrderedJson(published->ratio_to_best) : OrderedJson(nullptr);
     entry["best_of_mesh"] = nullptr;
     if (const PlanResult* best =
             preferred(result, heading.usable_memory, view.headroom, false, heading.published.mesh)) {

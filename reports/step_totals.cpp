@@ -73,7 +73,7 @@ std::string comparison_report(const StepTotals& predicted, const StepTotals& cou
   if (times == Times::kCompare) {
     const double ratio = counted.step_time.value / predicted.step_time.value;
     const TimeScale scale = time_scale({predicted.step_time.value, counted.step_time.value});
-    table.add_row({fmt::format("step time, {}", scale.unit), scale.text(predicted.step_time.value),
+    table.add_row({scale.heading("step time", ", "), scale.text(predicted.step_time.value),
                    scale.text(counted.step_time.value), fmt::format("{:.2f} x predicted", ratio)});
   }
   return table.render_within(columns);

@@ -122,7 +122,9 @@ class SystemFile {
  private:
   // {"value": ..., "source": "..."}
   std::optional<ObjectReader> sourced(ObjectReader& parent, std::string_view key) {
-    auto object = parent.object(key, R"(write {"value": ..., "source": "where it is from"})");
+    const std::string stands = parent.value_text(key);
+    auto object = parent.object(
+        key, fmt::format(R"(write {{"value": {}, "source": "where it is from"}})", stands.empty() ? "..." : stands));
     if (object) read_source(*object);
     return object;
   }
@@ -519,11 +521,14 @@ System load_system(const std::string& spec, const std::filesystem::path& configs
   std::vector<std::string> known = known_systems(configs);
   if (std::find(known.begin(), known.end(), what) == known.end()) {
     known.insert(known.end(), others.begin(), others.end());
-    const auto near = nearest_word(what, known);
+    // Files are named tpu-v4.json; people call the machine so, too.
+    const std::string_view meant = std::string_view(what).substr(what.starts_with(kTpuPrefix) ? kTpuPrefix.size() : 0);
     throw InputError(
         {"--system", "", fmt::format("\"{}\"", spec), fmt::format("{}, or a JSON file", fmt::join(known, ", ")),
-         near ? fmt::format("did you mean {}{}?", *near, sliced ? ":" + slice : "")
-              : fmt::format("describe it in a file of your own, like those in {}", (configs / "systems").string())});
+         did_you_mean(
+             meant, known,
+             fmt::format("describe it in a file of your own, like those in {}", (configs / "systems").string()),
+             sliced ? ":" + slice : "")});
   }
   const std::filesystem::path plain = configs / "systems" / (what + ".json");
   std::error_code error;

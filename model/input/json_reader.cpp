@@ -54,7 +54,7 @@ std::string_view type_of(const Json& value) {
     case Json::value_t::number_unsigned:
       return "an integer";
     case Json::value_t::number_float:
-      return "a number that is no integer of 64 bits";
+      return "a number";
     case Json::value_t::binary:
     case Json::value_t::discarded:
       break;
@@ -173,7 +173,7 @@ class Builder final : public nlohmann::json_sax<Json> {
   std::vector<Diagnostic> diagnostics_;
 };
 
-// Whether `value` is an integer of 64 bits with sign, and which.
+// Whether `value` is an integer of 64 bits with sign, or a whole number that a double holds exactly, and which.
 std::optional<std::int64_t> as_integer(const Json& value) {
   if (value.is_number_unsigned()) {
     const auto number = value.get<std::uint64_t>();
@@ -181,6 +181,10 @@ std::optional<std::int64_t> as_integer(const Json& value) {
     return static_cast<std::int64_t>(number);
   }
   if (value.is_number_integer()) return value.get<std::int64_t>();
+  constexpr double kExact = 0x1p53;
+  if (const double number = value.is_number_float() ? value.get<double>() : 0.5;
+      number == std::floor(number) && std::abs(number) <= kExact)
+    return static_cast<std::int64_t>(number);
   return std::nullopt;
 }
 
@@ -324,10 +328,8 @@ void apply_overrides(JsonDocument& document, const std::vector<std::string>& ass
       if (next == object->end()) {
         std::vector<std::string> names;
         for (const auto& item : object->items()) names.push_back(item.key());
-        const auto near = nearest_word(key, names);
-        diagnostics.push_back(
-            {source, path, shown(value), "the path of a key; there is no " + here,
-             near ? fmt::format("did you mean {}?", *near) : "known here: " + shortened(join(names))});
+        diagnostics.push_back({source, path, shown(value), "the path of a key; there is no " + here,
+                               did_you_mean(key, names, "known here: " + shortened(join(names)))});
         break;
       }
       object = &*next;
@@ -420,8 +422,12 @@ std::optional<std::int64_t> ObjectReader::integer(std::string_view key, IntegerR
   if (value == nullptr) return std::nullopt;
   const auto number = as_integer(*value);
   if (!number || !contains(range, *number)) {
-    const bool right_type = value->is_number_integer();
-    refuse(key, *value, describe(range), right_type ? (hint.empty() ? "change it to one in this range" : hint) : "");
+    const std::string_view remedy = !value->is_number() ? ""
+                                    : value->is_number_float() && !number
+                                        ? "this is a number, but no integer of 64 bits"
+                                    : hint.empty() ? "change it to one in this range"
+                                                   : hint;
+    refuse(key, *value, describe(range), remedy);
     return std::nullopt;
   }
   return number;
@@ -466,11 +472,7 @@ std::optional<std::string> ObjectReader::one_of(std::string_view key, const std:
   if (value->is_string()) {
     const auto word = value->get<std::string>();
     if (std::find(choices.begin(), choices.end(), word) != choices.end()) return word;
-    const auto near = nearest_word(word, choices);
-    refuse(key, *value, allowed,
-           near            ? fmt::format("did you mean {}?", *near)
-           : !hint.empty() ? std::string(hint)
-                           : "choose one of these");
+    refuse(key, *value, allowed, did_you_mean(word, choices, std::string(hint.empty() ? "choose one of these" : hint)));
     return std::nullopt;
   }
   refuse(key, *value, allowed, "");
@@ -503,7 +505,7 @@ std::optional<ObjectReader> ObjectReader::object(std::string_view key, std::stri
   const Json* value = find(key, "an object", hint);
   if (value == nullptr) return std::nullopt;
   if (!value->is_object()) {
-    refuse(key, *value, "an object", "");
+    refuse(key, *value, "an object", hint.empty() ? "" : fmt::format("this is {}: {}", type_of(*value), hint));
     return std::nullopt;
   }
   return reader_->open(*value, path(key));
@@ -525,6 +527,11 @@ std::optional<std::vector<ObjectReader>> ObjectReader::objects(std::string_view 
 bool ObjectReader::has(std::string_view key) {
   if (node_->known.emplace(key).second) node_->known_in_order.emplace_back(key);
   return node_->object->find(key) != node_->object->end();
+}
+
+std::string ObjectReader::value_text(std::string_view key) const {
+  const auto value = node_->object->find(key);
+  return value == node_->object->end() ? "" : shown(*value);
 }
 
 std::vector<std::string> ObjectReader::keys() const {
@@ -566,11 +573,10 @@ void JsonReader::finish() {
       if (node.known.contains(item.key())) continue;
       if (++unknown > kMostUnknownKeys) continue;
       const std::string path = json_path(node.path, item.key());
-      const auto near = nearest_word(item.key(), node.known_in_order);
       const std::string where = node.path.empty() ? "here" : "in " + node.path;
       diagnostics_.push_back({document_.source_of(path), path, shown(item.value()),
                               "known keys " + where + ": " + join(node.known_in_order),
-                              near ? fmt::format("did you mean {}?", *near) : "remove it"});
+                              did_you_mean(item.key(), node.known_in_order, "remove it")});
     }
     if (unknown > kMostUnknownKeys) {
       diagnostics_.push_back({document_.source, node.path, "", "known keys only",

@@ -41,7 +41,8 @@ struct JsonDocument {
 };
 
 // Parses `text`. Throws InputError: syntax (path "line L, column C"), duplicate keys, nesting deeper than
-// kDeepestJson, numbers beyond a double. Integers beyond 64 bits are numbers, not integers.
+// kDeepestJson, numbers beyond a double. Integers beyond 64 bits are numbers, not integers; 3.4e10 is an integer, too: a
+// whole number of at most 2^53, to which a double is exact.
 JsonDocument parse_json(std::string_view text, const std::string& source);
 
 // Parses a file of at most kLargestJsonFile bytes. Throws InputError also where it can't be read.
@@ -59,6 +60,14 @@ std::string json_path(std::string_view parent, std::size_t index);
 // The candidate nearest to `word` by edit distance, if at most a third of its letters (but one at least)
 // differ.
 std::optional<std::string> nearest_word(std::string_view word, const std::vector<std::string>& candidates);
+
+// The hint for a word that is not known: "did you mean X?" of the nearest of the known ones, a range of texts, with `then`
+// behind it; where none is near, `otherwise`.
+template <class Words>
+std::string did_you_mean(std::string_view word, const Words& known, std::string otherwise, std::string_view then = "") {
+  const auto near = nearest_word(word, std::vector<std::string>(std::begin(known), std::end(known)));
+  return near ? "did you mean " + *near + std::string(then) + "?" : otherwise;
+}
 
 struct IntegerRange {
   std::int64_t min = std::numeric_limits<std::int64_t>::min();
@@ -99,9 +108,10 @@ class ObjectReader {
   std::optional<ObjectReader> object(std::string_view key, std::string_view hint = "");
   std::optional<std::vector<ObjectReader>> objects(std::string_view key, std::string_view hint = "");
 
-  bool has(std::string_view key);         // for optional keys
-  std::vector<std::string> keys() const;  // for objects whose keys are names that the user chooses
-  const std::string& path() const;        // of this object
+  bool has(std::string_view key);                      // for optional keys
+  std::string value_text(std::string_view key) const;  // the value at a key as diagnostics say it; empty: there is none
+  std::vector<std::string> keys() const;               // for objects whose keys are names that the user chooses
+  const std::string& path() const;                     // of this object
   std::string path(std::string_view key) const;
 
  private:

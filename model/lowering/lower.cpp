@@ -101,7 +101,7 @@ std::vector<Illegality> illegalities(const ModelSpec& model, const TrainingShape
     else if (sum != layers)
       found.push_back({"layers that do not add up to the model's",
                        fmt::format("{} layers, the model has {}", sum, layers),
-                       "change some, or leave layers out: the stages are then cut as even as possible by FLOPs"});
+                       "change some, or leave layers out: then cut by simulated cost, and written into the plan"});
   }
   return found;
 }

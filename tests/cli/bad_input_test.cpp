@@ -97,6 +97,7 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         Case{"UnknownName", {"search", kPublished, "--system", "h100"}, {"h100", "v4, local", "a file of your own"}},
         Case{"MisspelledName", {"search", kPublished, "--system", "v44:2x2x1"}, {"did you mean v4:2x2x1?"}},
+        Case{"NameOfTheFile", {"search", kPublished, "--system", "tpu-v4:2x4x4"}, {"did you mean v4:2x4x4?"}},
         Case{"MisspelledLocal", {"search", kPublished, "--system", "locla"}, {"did you mean local?"}},
         Case{"ImpossibleSlice", {"search", kPublished, "--system", "v4:3x5x7"}, {"3x5x7"}},
         Case{"SliceThatIsNone", {"search", kPublished, "--system", "v4:lots"}, {"lots"}},
@@ -136,6 +137,19 @@ INSTANTIATE_TEST_SUITE_P(
              {"--seed = \"99999999999999999999\"", "an integer of at least 0"}},
         Case{"EmptySeed", {"run", kSmall, "--system", "v4:2x2x1", "--seed", ""}, {"--seed = \"\"", "an integer"}},
         Case{"SeedInHexadecimal", {"run", kSmall, "--system", "v4:2x2x1", "--seed", "0x10"}, {"--seed = \"0x10\""}},
+        Case{"HangTimeoutBelowZero",
+             {"run", kSmall, "--system", "v4:2x2x1", "--hang-timeout", "-1"},
+             {"--hang-timeout = \"-1\"", "a number of at least 0 and at most 1000000000", "decimal digits"}},
+        Case{"HangTimeoutThatIsNoNumber",
+             {"run", kSmall, "--system", "v4:2x2x1", "--hang-timeout", "nan"},
+             {"--hang-timeout = \"nan\"", "a number of at least 0"}},
+        Case{"NumbersAndIntegersAtOnce",
+             {"run", kSmall, "--system", "v4:2x2x1", "--hang-timeout", "", "--headroom", "inf", "--steps", "x"},
+             {"--hang-timeout = \"\"", "--headroom = \"inf\"", "--steps = \"x\""}},
+        Case{"WhereWithNothing", {"search", kSmall, "--system", "v4:2x2x1", "--where", ""}, {"leave --where out"}},
+        Case{"WhereWithAPercentage",
+             {"search", kSmall, "--system", "v4:2x2x1", "--where", "mfu>40"},
+             {"--where: mfu = 40", "a fraction: 0.4 for 40 %"}},
         Case{"TopWithBlanks", {"search", kSmall, "--system", "v4:2x2x1", "--top", " 3"}, {"--top = \" 3\""}},
         Case{"EveryFaultOfACommandLineAtOnce",
              {"run", kSmall, "--sytem", "v4:2x2x1", "--seed", "", "--steps", "0", "--tarce=t.json"},
@@ -195,6 +209,10 @@ TEST(BadFiles, ABrokenSystemIsRefusedWithThePathOfTheFault) {
   system["memory"]["bytes"]["value"] = 32;
   refused(system, {"network.link_bytes_per_s", "45 GB/s is 4.5e10", "compute.peak_flops_per_s.bf16",
                    "275 TFLOP/s is 2.75e14", "memory.bytes", "32 GiB is 34359738368"});
+  system = v4;
+  system["network"]["link_bytes_per_s"] = 4.5e10;
+  refused(system, {"network.link_bytes_per_s = 45000000000.0: allowed: an object; hint: this is a number: write "
+                   R"({"value": 45000000000.0, "source": "where it is from"})"});
   system = v4;
   system.erase("network");
   refused(system, {"network"});

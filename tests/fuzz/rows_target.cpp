@@ -42,7 +42,7 @@ class Victim {
       result.too_large = {{parse_plan("4x1x1,schedule=gpipe,microbatches=2,fsdp=2,recompute=full"), {1000}, {10}}};
       result.illegal = {{{1, 1, 4}, std::nullopt, {"tp does not divide the heads", "2 heads, tp 4", "tp from 1, 2"}},
                         {{1, 4, 1}, 3, {"FSDP without data parallelism", "fsdp 3, dp 1", "fsdp=0"}}};
-      result.evaluated = 4;
+      result.evaluated = result.legal = 4;
       search_ = store.save(kKey, result);
       StoredRun run{.plan = store.plans(search_).front().id, .steps = 10};
       run.predicted = run.measured = {.step_time_s = 0.1, .flops = 1e12, .sent_bytes = 5, .peak_memory_bytes = 6};

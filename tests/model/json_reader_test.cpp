@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include <array>
 #include <filesystem>
 #include <fstream>
 
@@ -151,6 +152,47 @@ TEST(JsonReader, ADocumentThatIsNoObjectIsRefusedAtOnce) {
   const JsonDocument document = parse_json("[1]", "f.json");
   JsonReader reader(document);
   EXPECT_THROW(reader.root(), InputError);
+}
+
+TEST(JsonReader, AWholeNumberWrittenWithAPointOrAnExponentIsAnInteger) {
+  const auto read = [](const std::string& number) -> std::optional<std::int64_t> {
+    const JsonDocument document = parse_json("{\"n\": " + number + "}", "f.json");
+    JsonReader reader(document);
+    return reader.root().integer("n", {});
+  };
+  EXPECT_EQ(read("34300000000.0"), 34'300'000'000);
+  EXPECT_EQ(read("3.43e10"), 34'300'000'000);
+  EXPECT_EQ(read("-2.0"), -2);
+  EXPECT_EQ(read("9007199254740992.0"), std::int64_t{1} << 53);
+  for (const char* none : {"2.5", "9007199254740994.0", "1e19", "1e300", "\"2\"", "true", "null"})
+    EXPECT_EQ(read(none), std::nullopt) << none;
+}
+
+TEST(JsonReader, SaysOfANumberWhereAnObjectBelongsThatItIsANumberAndWhatToWrite) {
+  const JsonDocument document = parse_json(R"({"a": 4.5e10, "b": 4.5e10, "c": 2.5})", "f.json");
+  JsonReader reader(document);
+  ObjectReader root = reader.root();
+  EXPECT_EQ(root.value_text("a"), "45000000000.0");
+  EXPECT_EQ(root.value_text("d"), "");
+  root.object("a", "write one");
+  root.object("b");
+  root.integer("c", {});
+  try {
+    reader.finish();
+    FAIL() << "nothing was thrown";
+  } catch (const InputError& error) {
+    EXPECT_STREQ(error.what(),
+                 "f.json: a = 45000000000.0: allowed: an object; hint: this is a number: write one\n"
+                 "f.json: b = 45000000000.0: allowed: an object; hint: this is a number\n"
+                 "f.json: c = 2.5: allowed: an integer; hint: this is a number, but no integer of 64 bits");
+  }
+}
+
+TEST(NearestWord, IsSaidAsAHint) {
+  const std::array<std::string_view, 2> words{"gpipe", "1f1b"};
+  EXPECT_EQ(did_you_mean("gpip", words, "choose"), "did you mean gpipe?");
+  EXPECT_EQ(did_you_mean("gpip", words, "choose", ":2x4"), "did you mean gpipe:2x4?");
+  EXPECT_EQ(did_you_mean("else", words, "choose"), "choose");
 }
 
 TEST(NearestWord, IsFoundWithinAThirdOfTheLetters) {

@@ -162,7 +162,7 @@ TEST(Search, RejectedMeshesAreCountedByReason) {
 TEST(Search, NothingIsFeasibleWithoutMemory) {
   const SearchResult result = search(small_problem(2), pretend(few_values, 1));
   EXPECT_EQ(result.best(), nullptr);
-  EXPECT_EQ(result.best_runnable(), nullptr);
+  EXPECT_EQ(preferred(result, {1}), nullptr);
   EXPECT_EQ(result.evaluated, static_cast<std::int64_t>(result.too_large.size()));
 }
 
@@ -182,9 +182,10 @@ TEST(Search, TheBestRunnablePlanPassesOverThoseThatAreRefused) {
   const SearchResult result = search(small_problem(4), machine);
   EXPECT_FALSE(result.best()->runnable);
   EXPECT_EQ(result.best()->not_runnable, "can't run yet: send");
-  ASSERT_NE(result.best_runnable(), nullptr);
-  EXPECT_EQ(result.best_runnable()->plan.mesh.pp, 1);
-  EXPECT_EQ(result.best_runnable()->not_runnable, "");
+  const PlanResult* runs = preferred(result, machine.usable_memory, kHeadroom, true);
+  ASSERT_NE(runs, nullptr);
+  EXPECT_EQ(runs->plan.mesh.pp, 1);
+  EXPECT_EQ(runs->not_runnable, "");
 }
 
 TEST(Search, AFailureInAnEvaluationReachesTheCallerWhateverTheNumberOfWorkers) {
@@ -232,6 +233,16 @@ TEST(Search, AStoppedSearchKeepsWhatItFoundAndSaysThatItIsNotComplete) {
   const SearchResult none = search(problem, pretend(few_values), {.stop = [] { return true; }});
   EXPECT_FALSE(none.complete);
   EXPECT_EQ(none.evaluated, 0);
+  EXPECT_EQ(whole.legal, whole.evaluated);
+  EXPECT_EQ(part.legal, whole.legal);
+  EXPECT_EQ(none.legal, whole.legal);
+
+  // One that fits in the whole search and was not looked at: nothing speaks against it, but it has no standing.
+  const Plan& later = whole.plans.front().plan;
+  EXPECT_FALSE(standing(none, later));
+  EXPECT_TRUE(may_be_legal(none, later));
+  EXPECT_FALSE(may_be_legal(whole, later));               // complete: what has no standing is not legal
+  EXPECT_FALSE(may_be_legal(none, parse_plan("1x1x8")));  // 4 heads
 }
 
 TEST(Published, ThePlanOfTheConfigurationIsItsMeshWithGPipeFsdp3AndFullRecomputation) {

@@ -28,9 +28,17 @@ TEST(PlanSpace, PublishedConfigurationOn32DevicesHas1340LegalPlans) {
   EXPECT_EQ(all_plans(published_problem(32)).size(), 1340u);
 }
 
+// Of all its plans and of what is illegal in it.
+std::set<std::string> meshes(PlanSpace space) {
+  std::set<std::string> all;
+  while (const auto plan = space.next()) all.insert(to_string(plan->mesh));
+  for (const IllegalPart& part : space.illegal()) all.insert(to_string(part.mesh));
+  return all;
+}
+
 TEST(PlanSpace, MeshesAreAllFactorizationsAndIllegalOnesCountOnce) {
   const PlanSpace space(published_problem(32));
-  EXPECT_EQ(space.meshes(), 21);  // 5 twos over 3 axes: 7 over 2
+  EXPECT_EQ(meshes(space).size(), 21u);  // 5 twos over 3 axes: 7 over 2
   // tp 8: dp*pp = 4, 3 ways; tp 16: 2; tp 32: 1. FSDP 1, 2, 3 on each of the meshes 1x32x1, 1x16x2, 1x8x4.
   EXPECT_EQ(by_reason(space),
             (std::map<std::string, int>{{"tp does not divide the heads", 6}, {"FSDP without data parallelism", 9}}));
@@ -133,7 +141,7 @@ TEST(PlanSpace, AModelThatNoMeshFitsHasAnEmptySpace) {
   PlanSpace space(small_problem(7));
   EXPECT_EQ(space.size(), 0);
   EXPECT_FALSE(space.next());
-  EXPECT_EQ(space.meshes(), 3);
+  EXPECT_EQ(meshes(space).size(), 3u);
 }
 
 }  // namespace

@@ -66,7 +66,7 @@ SearchResult some_search(int plans = 20) {
       {parse_plan("4x1x2,fsdp=2"), {2000}, {1010}}};
   result.illegal = {{{1, 1, 8}, std::nullopt, {"tp does not divide the heads", "4 heads, tp 8", "tp from 1, 2, 4"}},
                     {{1, 4, 2}, 3, {"FSDP without data parallelism", "fsdp 3, dp 1", "fsdp=0"}}};
-  result.evaluated = plans + 2;
+  result.evaluated = result.legal = plans + 2;
   result.elapsed_s = 0.75;
   return result;
 }
@@ -114,6 +114,7 @@ TEST_F(StoreTest, ASearchComesBackAsItWasSavedToTheLastBit) {
   EXPECT_EQ(loaded->result.plans, saved.plans);
   EXPECT_EQ(loaded->result.too_large, saved.too_large);
   EXPECT_EQ(loaded->result.evaluated, saved.evaluated);
+  EXPECT_EQ(loaded->result.legal, saved.legal);
   EXPECT_EQ(loaded->result.elapsed_s, saved.elapsed_s);
   EXPECT_EQ(loaded->result.rejected(), saved.rejected());
   ASSERT_EQ(loaded->result.illegal.size(), 2u);
@@ -504,6 +505,8 @@ TEST_F(StoreTest, EveryValueOfTheDatabaseIsCheckedLikeOneThatAUserWrites) {
       {"UPDATE rejections SET dp = -8" + kIllegal, ".dp", "-8", "from 1"},
       {"UPDATE rejections SET reason = x'01'" + kIllegal, ".reason", "a blob", "text"},
       {"UPDATE searches SET evaluated = 'all'", "searches[1].evaluated", "\"all\"", "an integer"},
+      {"UPDATE searches SET legal = 7", "searches[1].legal", "7", "from 6 to 6"},
+      {"UPDATE searches SET legal = 5, complete = 0", "searches[1].legal", "5", "at least 6"},
   };
   for (const Hostile& c : cases) {
     SCOPED_TRACE(c.sql);

@@ -65,6 +65,37 @@ TEST(Where, EveryFaultIsSaidWithWhatIsAllowedAndTheNearestWord) {
   EXPECT_EQ(std::ranges::count(all, '\n'), 6) << all;  // seven faults
 }
 
+TEST(Where, AFractionIsComparedWithFractionsOnlyAndAPercentageIsExplained) {
+  for (const char* field : {"mfu", "hfu", "bubble_fraction"}) {
+    const std::string wrong = faults(std::string(field) + ">40");
+    EXPECT_NE(wrong.find(std::string(field) + " = 40: allowed: a number of at least 0 and at most 1"),
+              std::string::npos)
+        << wrong;
+    EXPECT_NE(wrong.find("a fraction: 0.4 for 40 %"), std::string::npos) << wrong;
+    for (const char* good : {"<=1", ">0.4", ">=0"}) EXPECT_EQ(faults(field + std::string(good)), "");
+    for (const char* bad : {"<1.01", ">-0.1", ">4000"})
+      EXPECT_NE(faults(field + std::string(bad)).find("a fraction"), std::string::npos) << field << bad;
+  }
+}
+
+TEST(Where, AHeadingOfTheTableIsToldTheNameOfItsField) {
+  for (const auto& [heading, field] : std::vector<std::pair<std::string, std::string>>{{"mb", "microbatches"},
+                                                                                       {"ZeRO", "fsdp"},
+                                                                                       {"step", "step_time_s"},
+                                                                                       {"MFU", "mfu"},
+                                                                                       {"mem", "peak_memory_bytes"}})
+    EXPECT_NE(faults(heading + "=1").find("did you mean " + field + "?"), std::string::npos) << faults(heading + "=1");
+}
+
+TEST(Where, NothingIsSaidOnceAndClearly) {
+  EXPECT_EQ(faults(""),
+            "--where = \"\": allowed: conditions such as tp=2,pp<=4; hint: leave --where out for all plans");
+  EXPECT_EQ(
+      faults("tp=2,,"),
+      "--where = \"tp=2,,\": allowed: conditions such as tp=2,pp<=4; hint: nothing stands on one side of a comma: "
+      "remove it");
+}
+
 TEST(Where, PartsThatAreNoConditionsAreRefused) {
   for (const char* text : {"", "tp", "=2", "tp=", "tp=2,", ",tp=2", "tp=nan", "tp=1e999", "tp=2;pp=4", "tp<>2", ","})
     EXPECT_NE(faults(text), "") << text;
@@ -75,12 +106,14 @@ TEST(Where, MatchingKeepsTheRestOfTheSearch) {
   s.plans = {plan("4x1x1"), plan("2x2x1"), plan("1x2x2")};
   s.too_large = {{parse_plan("1x1x4"), {5}, {1}}};
   s.evaluated = 4;
+  s.legal = 9;
   const SearchResult some = matching(s, Where("pp=2"));
   ASSERT_EQ(some.plans.size(), 2u);
   EXPECT_EQ(some.plans[0], s.plans[1]);
   EXPECT_EQ(some.plans[1], s.plans[2]);
   EXPECT_EQ(some.too_large, s.too_large);
   EXPECT_EQ(some.evaluated, 4);
+  EXPECT_EQ(some.legal, 9);
 }
 
 }  // namespace

@@ -57,7 +57,7 @@ TEST_P(Fits, ASearch) {
         evaluate_plan(problem, plan, lower(problem.model, problem.shape, plan), machine(system, DType::kBF16)));
   }
   std::ranges::sort(result.plans, {}, &PlanResult::step_time_s);
-  result.evaluated = 123'456'789;
+  result.evaluated = result.legal = 123'456'789;
   result.illegal = {{{1, 1, 32}, std::nullopt, {"tp does not divide the heads", "12 heads, tp 32", ""}},
                     {{1, 32, 1}, 3, {"FSDP without data parallelism", "fsdp 3, dp 1", ""}}};
   result.too_large = {{parse_plan("1x1x4"), {500 * kGiB}, {400 * kGiB}}};
@@ -77,6 +77,8 @@ TEST_P(Fits, ASearch) {
           expect_fits(search_report(slow, heading, {.all = all, .where = Where("dp>=1,pp<=1000"), .headroom = headroom},
                                     columns),
                       columns, "a slow search");
+          slow.complete = false;
+          expect_fits(search_report(slow, heading, {.all = all}, columns), columns, "an interrupted search");
           slow.plans.clear();
           expect_fits(search_report(slow, heading, {.all = all}, columns), columns, "a search without plans");
         }

@@ -30,7 +30,7 @@ SearchResult three_plans() {
   s.plans = {result("4x1x1", 0.1), result("2x2x1,microbatches=4", 0.15), result("1x4x1,schedule=gpipe", 0.2)};
   s.too_large = {{parse_plan("1x1x4"), {5 * kGiB}, {kGiB / 2}}, {parse_plan("1x2x2"), {6 * kGiB}, {3 * kGiB / 2}}};
   s.illegal = {{{1, 1, 4}, std::nullopt, {"tp does not divide the heads", "3 heads, tp 4", ""}}};
-  s.evaluated = 5;
+  s.evaluated = s.legal = 5;
   s.elapsed_s = 0.5;
   return s;
 }
@@ -203,9 +203,68 @@ TEST(SearchReport, WithoutAnyPlanThatFitsItSaysSo) {
   EXPECT_NE(report(s, "1x2x2").find("No plan fits."), std::string::npos);
 }
 
+SearchResult interrupted() {
+  SearchResult s = three_plans();
+  s.legal = 1'340;
+  s.complete = false;
+  return s;
+}
+
+TEST(SearchReport, AnInterruptedSearchSaysWhatWasLookedAtAndClaimsNothingOfTheRest) {
+  const std::string text = report(interrupted(), "2x2x1,microbatches=2", {}, 200);
+  EXPECT_NE(text.find("\n5 looked at of 1,340 legal plans (interrupted): 3 fit in 4.00 GiB, found in 500 ms\n"),
+            std::string::npos)
+      << text;
+  EXPECT_NE(text.find("The plan as published, in our layout (2x2x1,schedule=1f1b,microbatches=2,fsdp=0,recompute=none) "
+                      "was not looked at. Its mesh 2x2x1 can do 150 ms: "),
+            std::string::npos)
+      << text;
+  EXPECT_NE(text.find("The best plan looked at of each mesh;"), std::string::npos) << text;
+  EXPECT_EQ(text.find("not legal"), std::string::npos) << text;
+  EXPECT_NE(report(interrupted(), "2x2x1,microbatches=2", {.all = true}).find("Plans looked at:"), std::string::npos);
+
+  const std::string ranked = report(interrupted(), "2x2x1,microbatches=4", {}, 200);
+  EXPECT_NE(ranked.find("1.50 x the fastest looked at. It is the best looked at of its mesh."), std::string::npos)
+      << ranked;
+  SearchResult none = interrupted();
+  none.plans.clear();
+  EXPECT_NE(report(none, "2x2x1").find("No plan looked at fits."), std::string::npos);
+  EXPECT_NE(report(interrupted(), "2x2x1", {.where = Where("pp=3")}).find("No plan looked at that fits matches pp=3."),
+            std::string::npos);
+}
+
+TEST(SearchReport, AnInterruptedSearchStillSaysWhatIsKnownToBeIllegalOrForOtherDevices) {
+  const std::string illegal = report(interrupted(), "1x1x4,microbatches=2", {}, 200);
+  EXPECT_NE(illegal.find("is not legal in our layout."), std::string::npos) << illegal;
+  SearchResult stage = interrupted();
+  stage.illegal = {{{1, 4, 1}, 3, {"FSDP without data parallelism", "fsdp 3, dp 1", ""}}};
+  EXPECT_NE(report(stage, "1x4x1,fsdp=3", {}, 200).find("is not legal"), std::string::npos);
+  EXPECT_NE(report(stage, "1x4x1,fsdp=2", {}, 200).find("was not looked at"), std::string::npos);
+  EXPECT_NE(report(interrupted(), "8x1x1", {}, 200).find("is for 8 devices"), std::string::npos);
+  const std::string whole = report(three_plans(), "2x2x1,microbatches=2", {}, 200);
+  EXPECT_NE(whole.find("is not legal in our layout."), std::string::npos) << whole;
+}
+
+TEST(SearchJson, OfAnInterruptedSearchTellsAPlanThatWasNotLookedAtFromOneThatIsNotInTheSpace) {
+  const OrderedJson out = to_json(interrupted(), heading("2x2x1,microbatches=2"), {});
+  EXPECT_EQ(out.at("complete"), false);
+  EXPECT_EQ(out.at("evaluated"), 5);
+  EXPECT_EQ(out.at("legal"), 1340);
+  EXPECT_EQ(out.at("published").at("looked_at"), false);
+  EXPECT_EQ(out.at("published").at("plan"), to_text(parse_plan("2x2x1,microbatches=2")));
+  EXPECT_TRUE(out.at("published").at("rank").is_null());
+  EXPECT_TRUE(out.at("published").at("ratio_to_best").is_null());
+  EXPECT_EQ(out.at("published").at("best_of_mesh").at("id"), plan_id(parse_plan("2x2x1,microbatches=4")));
+  EXPECT_TRUE(to_json(interrupted(), heading("1x1x4,microbatches=2"), {}).at("published").is_null());
+  EXPECT_TRUE(to_json(interrupted(), heading("8x1x1"), {}).at("published").is_null());
+  EXPECT_TRUE(to_json(three_plans(), heading("2x2x1,microbatches=2"), {}).at("published").is_null());
+}
+
 TEST(SearchJson, HasTheDocumentedNames) {
   const OrderedJson out = to_json(three_plans(), heading("2x2x1,microbatches=4"), {});
   EXPECT_EQ(out.at("evaluated"), 5);
+  EXPECT_EQ(out.at("legal"), 5);
+  EXPECT_EQ(out.at("published").at("looked_at"), true);
   EXPECT_EQ(out.at("elapsed_s"), 0.5);
   EXPECT_EQ(out.at("rejected").at("does not fit in memory"), 2);
   EXPECT_EQ(out.at("rejected").at("tp does not divide the heads"), 1);

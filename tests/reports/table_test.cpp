@@ -141,8 +141,6 @@ TEST(Figures, AreWrittenWithTheirUnits) {
   EXPECT_EQ(gib({kGiB / 2}), "0.50");
   EXPECT_EQ(bytes_text({512}), "512 B");
   EXPECT_EQ(bytes_text({3 * kGiB / 2}), "1.50 GiB");
-  EXPECT_EQ(milliseconds({0.8124}), "812.4");
-  EXPECT_EQ(milliseconds({0.0012345}), "1.234");  // the double lies below the half
   EXPECT_EQ(percent(0.4129), "41.3");
   EXPECT_EQ(flops_text(1.5e15), "1.5 PFLOP");
   EXPECT_EQ(flops_text(999.9e9), "1 TFLOP");
@@ -179,6 +177,21 @@ TEST(Figures, AColumnOfTimesHasOneUnitThatOfItsMedian) {
   EXPECT_EQ(time_scale({1.5}).text(1.5), "1.50");  // s
   EXPECT_EQ(time_scale({0.0005}).text(0.0005), "0.500");
   EXPECT_EQ(time_scale({}).unit, "ms");
+}
+
+TEST(Figures, NoTimeOtherThanZeroReadsAsZeroInAColumn) {
+  const TimeScale ms = time_scale({0.2, 0.3, 0.000'021});
+  EXPECT_EQ(ms.text(0.2), "200.00");
+  EXPECT_EQ(ms.text(0.000'021), "0.02");
+  const TimeScale mixed = time_scale({9 * 86400.0, 0, 8 * 86400.0, 12.3, 0.0045});  // days, a slow link's
+  EXPECT_EQ(mixed.heading("step", "\n"), "step");
+  EXPECT_EQ(mixed.text(9 * 86400.0), "9.0 d");
+  EXPECT_EQ(mixed.text(12.3), "12.3 s");
+  EXPECT_EQ(mixed.text(0.0045), "4.5 ms");
+  EXPECT_EQ(mixed.text(0), "0");
+  EXPECT_EQ(time_scale({600, 500}).heading("step", "\n"), "step\nmin");
+  EXPECT_EQ(time_scale({2, 0.02}, 2).text(0.02), "0.02");  // the unit and digits of what is called the main one
+  EXPECT_EQ(time_scale({2, 0.02, 0.02}).text(2), "2,000.0");
 }
 
 }  // namespace

@@ -111,7 +111,13 @@ TEST(System, AnUnknownNameIsRefusedWithThoseThatAreKnown) {
   ASSERT_EQ(wrong.size(), 1u);
   EXPECT_THAT(wrong[0].allowed, HasSubstr("v4"));
   EXPECT_EQ(wrong[0].hint, "did you mean v4:2x4x4?");
+  EXPECT_EQ(what_is_wrong([] { load_system("tpu-v4:2x4x4"); }).at(0).hint, "did you mean v4:2x4x4?");
   EXPECT_EQ(what_is_wrong([] { load_system(""); }).size(), 1u);
+}
+
+TEST(System, MemoryMayBeAWholeNumberWithAPoint) {
+  const ChangedFile mine(kV4File, [](Json& j) { j["memory"]["bytes"]["value"] = 34'300'000'000.0; });
+  EXPECT_EQ(load_system(mine.path().string() + ":2x2x1").memory.value, 34'300'000'000);
 }
 
 TEST(System, AFileIsNamedWithItsSliceInsideOrBehindAColon) {
