@@ -1,5 +1,6 @@
 // Signals, processes that die or stop, and streams that close, on the real binary with real ranks.
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
@@ -11,6 +12,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -218,21 +220,36 @@ TEST(Signals, ToTheLauncherAloneTheyEndTheRanksAndSayHowFarTheRunCame) {
   }
 }
 
+void interrupt_when(const std::string& when, const std::function<void(const Started&)>& wait) {
+  const TemporaryFolder folder;
+  Started run(folder, command(kLongRun));
+  const pid_t leader = run.process();
+  wait(run);
+  kill(leader, SIGINT);
+  const auto begin = Clock::now();
+  // The signal itself where there is no launcher yet, which a shell calls 130, too.
+  EXPECT_THAT(run.wait(), AnyOf(130, 1000 + SIGINT)) << when << ": " << run.everything();
+  EXPECT_LT(Clock::now() - begin, seconds(6)) << when;  // 0.1 to 0.8 s on an idle machine
+  for (int i = 0; i < 1000 && !living_of_session(leader).empty(); ++i) std::this_thread::sleep_for(milliseconds(10));
+  EXPECT_THAT(living_of_session(leader), testing::IsEmpty()) << when;
+  EXPECT_THAT(left_in(folder), testing::IsEmpty()) << when;
+}
+
 TEST(Signals, AnInterruptWhileRanksStartEndsThemSoonAndLeavesNothingBehind) {
-  for (const int delay : {0, 50, 100, 200, 300, 450, 600, 800, 1000}) {
-    const TemporaryFolder folder;
-    Started run(folder, command(kLongRun));
-    const pid_t leader = run.process();
-    std::this_thread::sleep_for(milliseconds(delay));
-    kill(leader, SIGINT);
-    const auto begin = Clock::now();
-    // The signal itself where there is no launcher yet, which a shell calls 130, too.
-    EXPECT_THAT(run.wait(), AnyOf(130, 1000 + SIGINT)) << "after " << delay << " ms: " << run.everything();
-    EXPECT_LT(Clock::now() - begin, seconds(6)) << "after " << delay << " ms";  // 0.1 to 0.8 s on an idle machine
-    for (int i = 0; i < 1000 && !living_of_session(leader).empty(); ++i) std::this_thread::sleep_for(milliseconds(10));
-    EXPECT_THAT(living_of_session(leader), testing::IsEmpty()) << "after " << delay << " ms";
-    EXPECT_THAT(left_in(folder), testing::IsEmpty()) << "after " << delay << " ms";
-  }
+  for (const int delay : {0, 100, 200, 300, 450, 600, 1000})
+    interrupt_when(fmt::format("after {} ms", delay),
+                   [&](const Started&) { std::this_thread::sleep_for(milliseconds(delay)); });
+  // As soon as mpirun is there, and ranks are, and a little later.
+  for (const auto& [ranks, later] :
+       {std::pair{0, 0}, {0, 20}, {0, 40}, {0, 60}, {0, 80}, {0, 100}, {0, 120}, {1, 0}, {2, 0}, {2, 20}})
+    interrupt_when(fmt::format("{} ms after {} ranks were there", later, ranks), [&](const Started& run) {
+      const auto give_up = Clock::now() + kPatience;
+      for (bool there = false; !there && Clock::now() < give_up;) {
+        const std::vector<pid_t> mpirun = children_of(run.process());
+        there = !mpirun.empty() && (ranks == 0 || static_cast<int>(children_of(mpirun[0]).size()) >= ranks);
+      }
+      std::this_thread::sleep_for(milliseconds(later));
+    });
 }
 
 TEST(Signals, ASecondOneKillsAllAtOnceAndLeavesNothingBehind) {

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -217,6 +218,30 @@ TEST(Launcher, ranks_read_nothing_of_this_processs_input) {
   for (const int descriptor : {before, ends[0], ends[1]}) close(descriptor);
 }
 
+// As ranks are before they have joined the page; and such as no SIGTERM ends.
+TEST(Launcher, an_interrupt_ends_ranks_that_are_on_no_page_soon_and_leaves_nothing_behind) {
+  using Clock = std::chrono::steady_clock;
+  for (const std::string ignored : {"", "--ignore-signal=TERM"}) {
+    const auto folder = std::filesystem::temp_directory_path() / ("meshwright-ends-" + std::to_string(getpid()));
+    std::filesystem::create_directories(folder / "tmp");
+    const WithEnvironment temporary("TMPDIR", (folder / "tmp").c_str());
+    const pid_t run = fork();
+    if (run == 0)
+      _exit(run_ranks(2, {"/bin/sh", "-c", "touch \"$1/$OMPI_COMM_WORLD_RANK\"; exec env $2 sleep 60", "sh",
+                          folder.string(), ignored}));
+    for (int i = 0; i < 3000 && !(std::filesystem::exists(folder / "0") && std::filesystem::exists(folder / "1")); ++i)
+      usleep(20'000);
+    kill(run, SIGINT);
+    const auto begin = Clock::now();
+    int status = 0;
+    waitpid(run, &status, 0);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 128 + SIGINT) << status;
+    EXPECT_LT(Clock::now() - begin, std::chrono::seconds(5)) << ignored;  // 0.6 s on an idle machine
+    EXPECT_TRUE(std::filesystem::is_empty(folder / "tmp"));
+    std::filesystem::remove_all(folder);
+  }
+}
+
 TEST(Launcher, a_reader_that_closed_its_socket_ends_the_ranks) {
   int ends[2];
   ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
@@ -232,12 +257,12 @@ TEST(Launcher, a_reader_that_closed_its_socket_ends_the_ranks) {
 }
 
 TEST(Launcher, without_a_temporary_folder_the_message_says_which) {
-  const WithEnvironment temporary("TMPDIR", "/nowhere");
+  const WithEnvironment temporary("TMPDIR", "/dev/null/nowhere");
   try {
     run_ranks(2, {"/bin/true"});
     FAIL();
   } catch (const InputError& e) {
-    EXPECT_THAT(e.what(), AllOf(HasSubstr("/nowhere"), HasSubstr("TMPDIR"), HasSubstr("No such file")));
+    EXPECT_THAT(e.what(), AllOf(HasSubstr("/dev/null/nowhere"), HasSubstr("TMPDIR"), HasSubstr("Not a directory")));
   }
 }
 
