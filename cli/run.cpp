@@ -408,8 +408,7 @@ int run(const Options& options, const Invocation& invocation) {
     return kNothingFeasible;
   }
   if (!options.rehearse && !fits(config, system, chosen.plan)) return kNothingFeasible;
-  if (chosen.row && !options.rehearse)
-    Store(options.system.database);  // refused now, if it can't be written at the end
+  if (chosen.row && !options.rehearse) Store(options.system.database);  // refused now, if it can't be written at the end
   open_data(options, options.rehearse ? rehearsal(config, chosen.plan) : config, chosen.plan, true, true);
   if (!options.trace.empty() && !std::ofstream(options.trace, std::ios::app))
     throw InputError(Diagnostic{"--trace", "", options.trace, "a file that can be written", "make its folder first"});
@@ -449,8 +448,7 @@ void add_run(CLI::App& app, Invocation& invocation) {
       *command, invocation, "--hang-timeout", {.min = 0, .max = 1e9},
       [=](double seconds) { options->hang_timeout_s = seconds; },
       "End the run, and say which rank hangs and where, when no rank has finished an operation or a block of one for "
-      "so "
-      "long; 0: wait for ever")
+      "so long; 0: wait for ever")
       ->type_name("SECONDS")
       ->default_str(fmt::format("{}", options->hang_timeout_s));
   command->add_flag("--started", options->started, "")->group("");
