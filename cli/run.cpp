@@ -481,8 +481,7 @@ void add_run(CLI::App& app, Invocation& invocation) {
       *command, invocation, "--hang-timeout", {.min = 0, .max = 1e9},
       [=](double seconds) { options->hang_timeout_s = seconds; },
       "End the run, and say which rank hangs and where, when no rank has finished an operation or a block of one for "
-      "so "
-      "long; 0: wait for ever")
+      "so long; 0: wait for ever")
       ->type_name("SECONDS")
       ->default_str(fmt::format("{}", options->hang_timeout_s));
   command->add_flag("--started", options->started, "")->group("");
