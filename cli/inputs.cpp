@@ -206,13 +206,8 @@ bool is_there(const std::filesystem::path& database) {
 SearchResult answer(const TrainingConfig& config, const System& system, const std::filesystem::path& database) {
   Store store(database, Store::Access::kWriteIfPossible);
   const SearchKey key = search_key(config, system);
-  if (const auto id = store.latest(key)) {
-    try {
-      if (auto stored = store.search(*id)) return std::move(stored->result);
-    } catch (const InputError& error) {  // something else has written there: the new search replaces it
-      log_warning(error.what());
-    }
-  }
+  if (const auto id = store.latest(key))
+    if (auto stored = store.search(*id)) return std::move(stored->result);
   log_info(fmt::format("no search of {} on {} by this program is stored: searching first", config.name, system.name));
   SearchResult result = search_plans(config, system);
   try {

@@ -219,7 +219,7 @@ void Statement::refuse(int column, std::string value, std::string allowed) const
   path += fmt::format("{}{}", path.empty() ? "" : ".", sqlite3_column_name(s, column));
   throw InputError(
       Diagnostic{db_->file(), std::move(path), std::move(value), std::move(allowed),
-                 "something else than meshwright changed the database: move it away, searches can be repeated"});
+                 "something else than meshwright changed the database: search again, which replaces what is wrong, or move it away"});
 }
 
 void Statement::refuse(std::string_view column, std::string value, std::string allowed) const {
