@@ -217,9 +217,9 @@ void Statement::refuse(int column, std::string value, std::string allowed) const
   std::string path = table ? table : "";
   if (std::string_view(sqlite3_column_name(s, 0)) == "id") path += fmt::format("[{}]", sqlite3_column_int64(s, 0));
   path += fmt::format("{}{}", path.empty() ? "" : ".", sqlite3_column_name(s, column));
-  throw InputError(
-      Diagnostic{db_->file(), std::move(path), std::move(value), std::move(allowed),
-                 "something else than meshwright changed the database: search again, which replaces what is wrong, or move it away"});
+  throw InputError(Diagnostic{db_->file(), std::move(path), std::move(value), std::move(allowed),
+                              "something else than meshwright changed the database: search again, which replaces what "
+                              "is wrong, or move it away"});
 }
 
 void Statement::refuse(std::string_view column, std::string value, std::string allowed) const {
