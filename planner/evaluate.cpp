@@ -88,7 +88,7 @@ void check_figures(const PlanResult& r) {
                       "calibrate again"});
   };
   utilisation("hfu", r.hfu, 1);
-  utilisation("mfu", r.mfu, std::max(1.0, r.model_flops / r.executed_flops));
+  utilisation("mfu", r.mfu, r.executed_flops > 0 ? std::max(1.0, r.model_flops / r.executed_flops) : kAnything);
   if (!faults.empty()) throw InputError(std::move(faults));
 }
 
