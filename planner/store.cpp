@@ -137,6 +137,11 @@ StoredPlan read_plan(Statement& s) {
     s.refuse("plan_id", fmt::format("\"{}\"", id), fmt::format("{}, the id of {}", plan_id(r.plan), to_text(r.plan)));
   if (r.step_time_s <= 0)  // others are divided by it
     s.refuse("step_time_s", fmt::format("{}", r.step_time_s), describe(NumberRange{.min = 0, .min_open = true}));
+  constexpr double kRounding = 1e-9;
+  for (const auto& [column, fraction] :
+       {std::pair{"mfu", r.mfu}, {"hfu", r.hfu}, {"bubble_fraction", r.bubble_fraction}})
+    if (fraction > 1 + kRounding)
+      s.refuse(column, fmt::format("{}", fraction), describe(NumberRange{.min = 0, .max = 1}));
   if (r.stage_layers.size() != static_cast<std::size_t>(r.plan.mesh.pp))
     s.refuse("stage_layers", fmt::format("{} numbers", r.stage_layers.size()),
              fmt::format("{}, as many as pp", r.plan.mesh.pp));
