@@ -7,6 +7,7 @@
 #include <chrono>
 #include <limits>
 #include <map>
+#include <tuple>
 #include <type_traits>
 
 #include "model/input/content_key.h"
@@ -137,11 +138,18 @@ StoredPlan read_plan(Statement& s) {
     s.refuse("plan_id", fmt::format("\"{}\"", id), fmt::format("{}, the id of {}", plan_id(r.plan), to_text(r.plan)));
   if (r.step_time_s <= 0)  // others are divided by it
     s.refuse("step_time_s", fmt::format("{}", r.step_time_s), describe(NumberRange{.min = 0, .min_open = true}));
-  constexpr double kRounding = 1e-9;
-  for (const auto& [column, fraction] :
-       {std::pair{"mfu", r.mfu}, {"hfu", r.hfu}, {"bubble_fraction", r.bubble_fraction}})
-    if (fraction > 1 + kRounding)
-      s.refuse(column, fmt::format("{}", fraction), describe(NumberRange{.min = 0, .max = 1}));
+  // Far more than any step takes or does, and little enough to be added up and printed as whole numbers.
+  constexpr double kRounding = 1e-9, kMostSeconds = 1e9, kMostRate = 1e18, kMostFlops = 1e40;
+  for (const auto& [column, value, most] : {std::tuple{"step_time_s", r.step_time_s, kMostSeconds},
+                                            {"exposed_comm_s", r.exposed_comm_s, kMostSeconds},
+                                            {"tokens_per_s", r.tokens_per_s, kMostRate},
+                                            {"model_flops", r.model_flops, kMostFlops},
+                                            {"executed_flops", r.executed_flops, kMostFlops},
+                                            {"mfu", r.mfu, 1.0},
+                                            {"hfu", r.hfu, 1.0},
+                                            {"bubble_fraction", r.bubble_fraction, 1.0}})
+    if (value > most + kRounding)
+      s.refuse(column, fmt::format("{}", value), describe(NumberRange{.min = 0, .max = most}));
   if (r.stage_layers.size() != static_cast<std::size_t>(r.plan.mesh.pp))
     s.refuse("stage_layers", fmt::format("{} numbers", r.stage_layers.size()),
              fmt::format("{}, as many as pp", r.plan.mesh.pp));

@@ -493,6 +493,7 @@ TEST_F(StoreTest, EveryValueOfTheDatabaseIsCheckedLikeOneThatAUserWrites) {
       {"UPDATE plans SET step_time_s = 0" + kPlan, "plans[2].step_time_s", "0", "a number above 0"},
       {"UPDATE plans SET bubble_fraction = -0.5" + kPlan, "plans[2].bubble_fraction", "-0.5", "at least 0"},
       {"UPDATE plans SET mfu = 2147483648" + kPlan, "plans[2].mfu", "2147483648", "1"},
+      {"UPDATE plans SET tokens_per_s = 1e308" + kPlan, "plans[2].tokens_per_s", "1e+308", "1"},
       {"UPDATE plans SET bubble_fraction = 1.5" + kPlan, "plans[2].bubble_fraction", "1.5", "1"},
       {"UPDATE plans SET runnable = 2" + kPlan, "plans[2].runnable", "2", "from 0 to 1"},
       {"UPDATE plans SET stage_layers = '30,,18'" + kPlan, "plans[2].stage_layers", "30,,18", "commas"},
