@@ -267,6 +267,10 @@ class Executor<Real>::Interpreter {
 
   void operator()(const Sigmoid& op) { kernels::sigmoid<Real>(count(op.x), real(op.x), real(op.x)); }
 
+  void operator()(const SigmoidBackward& op) {
+    kernels::sigmoid_backward<Real>(count(op.y), real(op.y), real(op.d), real(op.d));
+  }
+
   void operator()(const Route& op) {
     const kernels::RoutingShape shape = routing_shape(op.shape);
     const kernels::Routing<Real> routing{ints(op.choice), ints(op.slot), real(op.gate), ints(op.rows),
@@ -325,13 +329,8 @@ class Executor<Real>::Interpreter {
   void operator()(const RouteBackward& op) {
     kernels::routing_backward<Real>(routing_shape(op.shape), real(op.scores), ints(op.choice), real(op.gate),
                                     real(op.dgate), real(op.dscores));
-  }
-  void operator()(const RouterScoreBackward& op) {
-    Real* d = real(op.dscores);
-    const Real* s = real(op.scores);
-    kernels::balance_backward<Real>(routing_shape(op.shape), op.scores.rows / op.shape.batch, s, real(op.fraction),
-                                    static_cast<Real>(op.coefficient), d);
-    kernels::sigmoid_backward<Real>(count(op.scores), s, d, d);
+    kernels::balance_backward<Real>(routing_shape(op.shape), op.shape.tokens, real(op.scores), real(op.fraction),
+                                    static_cast<Real>(op.coefficient), real(op.dscores));
   }
   void operator()(const Dispatch& op) {
     kernels::dispatch<Real>(op.h.rows, op.shape.choices, op.h.cols, ints(op.slot), real(op.h), real(op.out));
@@ -345,9 +344,12 @@ class Executor<Real>::Interpreter {
     return {token_rows(s.tokens, false),      s.experts,    s.choices,  width,
             dropout(DropoutSite::kExpert, p), ints(choice), ints(slot), real(gate)};
   }
-  void operator()(const Combine& op) {
-    kernels::combine<Real>(combine(op.shape, op.out.cols, op.dropout, op.choice, op.slot, op.gate), real(op.in),
-                           real(op.bias), static_cast<Real>(op.bias_scale), real(op.out));
+  void operator()(const ExpertCombine& op) {
+    kernels::expert_gemm<Real>(expert_rows(op.rows, op.shape.experts, op.shape.row_capacity()), Transpose::kNo,
+                               op.product.cols, op.a.cols, real(op.a), op.a.ld, real(op.w), real(op.product),
+                               op.product.ld);
+    kernels::combine<Real>(combine(op.shape, op.out.cols, op.dropout, op.choice, op.slot, op.gate), real(op.product),
+                           real(op.bias), static_cast<Real>(op.bias_scale), op.accumulate, real(op.out));
   }
   void operator()(const CombineBackward& op) {
     kernels::combine_backward<Real>(combine(op.shape, op.dout.cols, op.dropout, op.choice, op.slot, op.gate),

@@ -111,6 +111,7 @@ class Names {
     const auto product = [&](bool transposed) { return module + (gradient ? " dW" : transposed ? " dx" : ""); };
     if (const auto* op = std::get_if<Gemm>(&placed.op)) return product(op->tb);
     if (const auto* op = std::get_if<GroupedGemm>(&placed.op)) return product(op->tb);
+    if (std::holds_alternative<ExpertCombine>(placed.op)) return product(false);
     return fmt::format("{} {}", module, kind);
   }
 

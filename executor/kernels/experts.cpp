@@ -58,8 +58,9 @@ void dispatch_backward(std::int64_t rows, std::int64_t choices, std::int64_t wid
 }
 
 template <class Real>
-void combine(const Combine<Real>& combine, const Real* y, const Real* bias, Real bias_scale, Real* out) {
-  std::fill_n(out, combine.rows.rows() * combine.width, Real(0));
+void combine(const Combine<Real>& combine, const Real* y, const Real* bias, Real bias_scale, bool accumulate,
+             Real* out) {
+  if (!accumulate) std::fill_n(out, combine.rows.rows() * combine.width, Real(0));
   for_each_kept(combine, [&](std::int64_t at, std::int64_t slot, std::int64_t row, std::int64_t token) {
     const std::int64_t expert = combine.choice[at];
     const Real gate = combine.gate[at];
@@ -150,7 +151,7 @@ void expert_gelu_backward(const ExpertRows& experts, std::int64_t n, const Real*
 #define MESHWRIGHT_INSTANTIATE(Real)                                                                                  \
   template void dispatch(std::int64_t, std::int64_t, std::int64_t, const std::int32_t*, const Real*, Real*);          \
   template void dispatch_backward(std::int64_t, std::int64_t, std::int64_t, const std::int32_t*, const Real*, Real*); \
-  template void combine(const Combine<Real>&, const Real*, const Real*, Real, Real*);                                 \
+  template void combine(const Combine<Real>&, const Real*, const Real*, Real, bool, Real*);                           \
   template void combine_backward(const Combine<Real>&, const Real*, Real*, Real*);                                    \
   template void gate_gradient(const Combine<Real>&, std::int64_t, const Real*, const Real*, const Real*, const Real*, \
                               Real, Real*);                                                                           \

@@ -43,10 +43,11 @@ struct Combine {
   const Real* gate = nullptr;            // (T, B, k)
 };
 
-// out (T, B, C) = sum over the kept j of gate_j * mask * (y row slot_j + bias_scale * bias[choice_j]);  bias
-// is (E, C). bias_scale is 1/tp where y is a partial sum over tp ranks. out is overwritten.
+// out (T, B, C) (+)= sum over the kept j of gate_j * mask * (y row slot_j + bias_scale * bias[choice_j]);  bias
+// is (E, C). bias_scale is 1/tp where y is a partial sum over tp ranks. Added to out if `accumulate`.
 template <class Real>
-void combine(const Combine<Real>& combine, const Real* y, const Real* bias, Real bias_scale, Real* out);
+void combine(const Combine<Real>& combine, const Real* y, const Real* bias, Real bias_scale, bool accumulate,
+             Real* out);
 
 // For every kept assignment: masked row slot_j = mask * dout row,  row_gate[slot_j] = gate_j.
 template <class Real>

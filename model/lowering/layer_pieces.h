@@ -1,11 +1,11 @@
-// One layer as pieces: forward, and backward with or without recomputation. The whole of the model's mathematics that
-// is distributed stands here and in layer_pieces.cpp, in the order in which it runs.
+// What each part of the model computes on one rank, forward, and the pieces that follow from it. The whole of the model's
+// mathematics that is distributed stands here and in layer_pieces.cpp, in the order in which it runs.
 //
 // The residual stream is cut along the sequence over tp; inside attention and feed-forward the sequence is whole and
 // heads and hidden channels are cut. The pairs of all-gather and reduce-scatter between the two come from the layouts.
 #pragma once
 
-#include "model/lowering/piece_builder.h"
+#include "model/lowering/differentiate.h"
 #include "model/program/program.h"
 #include "model/spec.h"
 
@@ -29,18 +29,11 @@ struct PieceContext {
   std::int64_t own_rows() const { return rows() / set.mesh.tp; }  // of this rank's part
 };
 
-// kX -> kXOut. Saves what the backward needs into the stash, or nothing if the backward is to recompute it.
-Piece layer_forward(const PieceContext& context, const LayerSpec& layer, const Block& block, bool recompute,
-                    std::string name);
-// kD -> kD, gradients into kGrads. With recompute the forward runs again first, from kX, into temporaries.
-Piece layer_backward(const PieceContext& context, const LayerSpec& layer, const Block& block, bool recompute,
-                     std::string name);
-// Bytes that layer_forward() saves for one microbatch, beside its input.
-std::int64_t layer_stash_bytes(const PieceContext& context, const LayerSpec& layer);
-
+// kX -> kXOut, and kD -> kD with gradients into kGrads.
+Differentiated layer_pieces(const PieceContext& context, const LayerSpec& layer, const Block& block,
+                            Recompute recompute, const std::string& name);
 // Token ids -> kXOut, and the gradient of the table from kD.
-Piece embed_forward(const PieceContext& context, const Block& block);
-Piece embed_backward(const PieceContext& context, const Block& block);
+Differentiated embedding_pieces(const PieceContext& context, const Block& block);
 // Final norm, logits, loss and their gradient: kX -> kD.
 Piece head(const PieceContext& context, const Block& block);
 

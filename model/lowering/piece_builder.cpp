@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "model/lowering/layout.h"
+#include "model/program/check.h"
 
 namespace meshwright {
 
@@ -16,7 +17,7 @@ View PieceBuilder::declare(Tensor tensor, std::int64_t rows, std::int64_t cols) 
   return {static_cast<TensorId>(piece_.tensors.size()) - 1, rows, cols, cols, 0};
 }
 
-View PieceBuilder::temporary(std::string_view name, std::int64_t rows, std::int64_t cols, DType dtype) {
+View PieceBuilder::value(std::string_view name, std::int64_t rows, std::int64_t cols, DType dtype) {
   return declare({std::string(name), {rows, cols}, dtype, Frame::kWorkspace, 0}, rows, cols);
 }
 
@@ -26,12 +27,6 @@ View PieceBuilder::at(Frame frame, std::string_view name, std::int64_t rows, std
   if (const auto it = named_.find(key); it != named_.end()) return {it->second, rows, cols, cols, 0};
   const View v = declare({std::string(name), {rows, cols}, dtype, frame, offset}, rows, cols);
   named_.emplace(key, v.tensor);
-  return v;
-}
-
-View PieceBuilder::stashed(std::string_view name, std::int64_t rows, std::int64_t cols, DType dtype) {
-  const View v = at(Frame::kStash, name, rows, cols, dtype, stash_bytes_);
-  stash_bytes_ += align_up(rows * cols * size_of(dtype));
   return v;
 }
 
@@ -50,36 +45,18 @@ View PieceBuilder::parameter_view(Frame frame, std::string_view name, DType dtyp
 View PieceBuilder::param(std::string_view name) { return parameter_view(Frame::kWeights, name, compute_, ""); }
 View PieceBuilder::grad(std::string_view name) { return parameter_view(Frame::kGrads, name, set_.state, "d."); }
 
-void PieceBuilder::free_one(const View& v) {
-  if (v && piece_.tensors[v.tensor].frame == Frame::kWorkspace) add(Free{v.tensor});
-}
-
-View PieceBuilder::reshard(const View& x, const Layout& from, const Layout& to, std::string_view name, View into) {
+View PieceBuilder::reshard(const View& x, const Layout& from, const Layout& to, std::string_view name) {
   const auto kind = meshwright::reshard(from, to);
   if (!kind || tp_ == 1) return x;
-  const std::int64_t rows = *kind == CollectiveKind::kAllGather       ? x.rows * tp_
-                            : *kind == CollectiveKind::kReduceScatter ? x.rows / tp_
-                                                                      : x.rows;
+  check(*kind != CollectiveKind::kAllReduce, "piece {}: no computation sums in place", piece_.name);
+  const bool gather = *kind == CollectiveKind::kAllGather;
+  const DType dtype = piece_.tensors[x.tensor].dtype;
   Collective op{.kind = *kind, .group = Group::kTp, .src = x};
-  if (*kind == CollectiveKind::kAllReduce) {
-    op.dst = x;
-    op.in_place = true;
-  } else {
-    op.dst = into ? into : temporary(name, rows, x.cols, piece_.tensors[x.tensor].dtype);
-  }
-  if (*kind != CollectiveKind::kAllGather)
-    op.scratch =
-        temporary(std::string(name) + ".recv", 1, ring_scratch(x.rows * x.cols, tp_), piece_.tensors[x.tensor].dtype);
-  const View scratch = op.scratch, dst = op.dst;
+  op.dst = value(name, gather ? x.rows * tp_ : x.rows / tp_, x.cols, dtype);
+  if (!gather) op.scratch = value(std::string(name) + ".recv", 1, ring_scratch(x.rows * x.cols, tp_), dtype);
+  const View dst = op.dst;
   add(std::move(op));
-  free(scratch);
-  if (*kind != CollectiveKind::kAllReduce) free(x);
   return dst;
-}
-
-Piece PieceBuilder::finish() {
-  place_workspace(piece_);
-  return std::move(piece_);
 }
 
 }  // namespace meshwright

@@ -1,10 +1,12 @@
-// Writes one piece: declares tensors by frame, appends operations, and inserts the collective that a change of layout
-// over tp needs. Knows one rank; how many ranks share the work comes from the extents it is given.
+// Writes what a part of the model computes, forward, as a piece: declares tensors by frame, appends operations, and inserts
+// the collective that a change of layout over tp needs. Knows one rank; how many ranks share the work comes from the extents
+// it is given. What becomes of the values (kept, freed, computed again) is decided afterwards: differentiate.h.
 #pragma once
 
 #include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "model/program/program.h"
 
@@ -18,18 +20,12 @@ class PieceBuilder {
   int tp() const { return tp_; }
   DType compute() const { return compute_; }
 
-  // A temporary of this call. Lives until free().
-  View temporary(std::string_view name, std::int64_t rows, std::int64_t cols) {
-    return temporary(name, rows, cols, compute_);
-  }
-  View temporary(std::string_view name, std::int64_t rows, std::int64_t cols, DType dtype);
+  // A value that the piece computes.
+  View value(std::string_view name, std::int64_t rows, std::int64_t cols) { return value(name, rows, cols, compute_); }
+  View value(std::string_view name, std::int64_t rows, std::int64_t cols, DType dtype);
   // A tensor `offset` bytes into a frame that the caller provides.
   View at(Frame frame, std::string_view name, std::int64_t rows, std::int64_t cols, DType dtype,
           std::int64_t offset = 0);
-  // The next tensor of the stash, in order of declaration.
-  View stashed(std::string_view name, std::int64_t rows, std::int64_t cols, DType dtype);
-  std::int64_t stash_bytes() const { return stash_bytes_; }
-
   // A parameter of the block (in the compute dtype, whole over dp) or its gradient, by the name after the block's
   // prefix ("mla.down.kernel"), as a matrix: all dimensions but the last are rows.
   View param(std::string_view name);
@@ -39,28 +35,21 @@ class PieceBuilder {
   void add(Ops&&... ops) {
     (piece_.ops.emplace_back(std::forward<Ops>(ops)), ...);
   }
-  template <class... Views>
-  void free(const Views&... views) {
-    (free_one(views), ...);
-  }
 
-  // Of activations, rows (t, b): `from` to `to` over tp. With one tp rank the tensor itself (or a plain copy is never
-  // needed: then `into` must be none); else a new temporary, or `into`, and `x` is freed if it is a temporary.
-  View reshard(const View& x, const Layout& from, const Layout& to, std::string_view name, View into = {});
+  // Of activations, rows (t, b): `from` to `to` over tp. With one tp rank the tensor itself.
+  View reshard(const View& x, const Layout& from, const Layout& to, std::string_view name);
 
-  Piece finish();  // places the workspace
+  Piece take() { return std::move(piece_); }
 
  private:
   View declare(Tensor tensor, std::int64_t rows, std::int64_t cols);
   View parameter_view(Frame frame, std::string_view name, DType dtype, std::string_view prefix);
-  void free_one(const View& v);
 
   Piece piece_;
   const ProgramSet& set_;
   const Block* block_;
   int tp_;
   DType compute_;
-  std::int64_t stash_bytes_ = 0;
   std::map<std::pair<Frame, std::string>, TensorId, std::less<>> named_;
 };
 

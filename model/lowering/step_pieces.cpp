@@ -6,6 +6,7 @@
 
 #include "model/lowering/layer_pieces.h"
 #include "model/lowering/layout.h"
+#include "model/lowering/piece_builder.h"
 #include "model/lowering/placement.h"
 
 namespace meshwright {
@@ -65,11 +66,11 @@ class Writer {
       const LayerSpec& spec = model_.layers[layer];
       const Block& block = set_.blocks[layer];
       const std::string name = std::holds_alternative<MoeSpec>(spec.ffn) ? "moe" : "dense";
-      const bool recompute = plan_.recompute == Recompute::kFull;
       BlockPieces p = state_pieces(block, name, true, true);
-      p.forward = add(layer_forward(context_, spec, block, recompute, name + ".forward"));
-      p.backward = add(layer_backward(context_, spec, block, recompute, name + ".backward"));
-      p.stash = recompute ? 0 : layer_stash_bytes(context_, spec);
+      Differentiated pieces = layer_pieces(context_, spec, block, plan_.recompute, name);
+      p.forward = add(std::move(pieces.forward));
+      p.backward = add(std::move(pieces.backward));
+      p.stash = pieces.stash_bytes;
       out_.kinds.push_back(p);
     }
   }
@@ -77,8 +78,9 @@ class Writer {
   void make_shared_pieces() {
     const Block& embedding = set_.blocks[embedding_block(set_)];
     const Block& last = set_.blocks[head_block(set_)];
-    out_.embed = add(embed_forward(context_, embedding));
-    out_.embed_backward = add(meshwright::embed_backward(context_, embedding));
+    Differentiated embed = embedding_pieces(context_, embedding);
+    out_.embed = add(std::move(embed.forward));
+    out_.embed_backward = add(std::move(embed.backward));
     out_.head = add(meshwright::head(context_, last));
     out_.embedding = state_pieces(embedding, "embedding", false, plan_.mesh.pp == 1);
     out_.last = plan_.mesh.pp == 1 ? out_.embedding : state_pieces(last, "head", false, true);

@@ -322,6 +322,17 @@ struct Sigmoid {
   }
 };
 
+// d *= y (1 - y), in place, y = sigmoid(x).
+struct SigmoidBackward {
+  static constexpr std::string_view kName = "sigmoid_backward";
+  View y, d;
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("y", s.y, Access::kRead);
+    v("d", s.d, Access::kUpdate);
+  }
+};
+
 // Routing of each sequence by itself (jaxformer_semantics 5 and 11): scores (T,B,E) -> choice (T,B,k) i32,
 // slot (T,B,k) i32 (row in the expert buffers, -1: dropped), gate (T,B,k), rows (E) i32, fraction (B,E): share of
 // choices f. Adds to metrics (where given): balance, load, drops, each weighted 1/tp, as all tp ranks route alike.
@@ -330,6 +341,7 @@ struct Route {
   View scores, choice, slot, gate, rows, fraction;
   View metrics{};
   RouteShape shape;
+  double balance_gradient = 0;  // of the loss by a sequence's sum_e f P: alpha * E / k / sequences of the step
   template <class S, class V>
   static void fields(S& s, V&& v) {
     v("scores", s.scores, Access::kRead);
@@ -340,35 +352,25 @@ struct Route {
     v("fraction", s.fraction, Access::kWrite);
     v("metrics", s.metrics, Access::kUpdate);
     v("capacity", s.shape.capacity);
+    v("balance_gradient", s.balance_gradient);
   }
 };
 
-// dscores (T,B,E) = gradient of the gates through scores, given dgate (T,B,k); partial over tp like dgate.
+// dscores (T,B,E) = gradient through scores of the gates, given dgate (T,B,k; partial over tp), and of coefficient x balance:
+// that of each tp rank, which all route alike, with weight 1/tp. So dscores is partial over tp.
 struct RouteBackward {
   static constexpr std::string_view kName = "route_backward";
-  View dgate, scores, choice, gate, dscores;
+  View dgate, scores, choice, gate, fraction, dscores;
   RouteShape shape;
+  double coefficient = 0;  // Route's balance_gradient / tp
   template <class S, class V>
   static void fields(S& s, V&& v) {
     v("dgate", s.dgate, Access::kRead);
     v("scores", s.scores, Access::kRead);
     v("choice", s.choice, Access::kRead);
     v("gate", s.gate, Access::kRead);
-    v("dscores", s.dscores, Access::kWrite);
-  }
-};
-
-// On this rank's part of the sequence: dscores += coefficient * d(sum_e f P)/dscores, then times s(1-s).
-struct RouterScoreBackward {
-  static constexpr std::string_view kName = "router_score_backward";
-  View scores, fraction, dscores;
-  RouteShape shape;
-  double coefficient = 0;  // alpha * E / k / sequences of the step
-  template <class S, class V>
-  static void fields(S& s, V&& v) {
-    v("scores", s.scores, Access::kRead);
     v("fraction", s.fraction, Access::kRead);
-    v("dscores", s.dscores, Access::kUpdate);
+    v("dscores", s.dscores, Access::kWrite);
     v("coefficient", s.coefficient);
   }
 };
@@ -401,22 +403,29 @@ struct DispatchBackward {
   }
 };
 
-// out[token] = sum over kept choices of gate * dropout(row + bias_scale * bias[expert]).
-struct Combine {
-  static constexpr std::string_view kName = "combine";
-  View in, choice, slot, gate, bias, out;
+// out[token] (+)= sum over kept choices of gate * dropout(a[slot] W[expert] + bias_scale * bias[expert]): the experts' second
+// product and the sum of what they give, one operation because its gradient needs a and not the product (GateBackward).
+// product: experts x capacity rows, scratch.
+struct ExpertCombine {
+  static constexpr std::string_view kName = "expert_combine";
+  View a, w, choice, slot, gate, rows, bias, product, out;
   RouteShape shape;
   double bias_scale = 1, dropout = 0;
+  bool accumulate = false;
   template <class S, class V>
   static void fields(S& s, V&& v) {
-    v("in", s.in, Access::kRead);
+    v("a", s.a, Access::kRead);
+    v("w", s.w, Access::kRead);
     v("choice", s.choice, Access::kRead);
     v("slot", s.slot, Access::kRead);
     v("gate", s.gate, Access::kRead);
+    v("rows", s.rows, Access::kRead);
     v("bias", s.bias, Access::kRead);
-    v("out", s.out, Access::kWrite);
+    v("product", s.product, Access::kWrite);
+    v("out", s.out, s.accumulate ? Access::kUpdate : Access::kWrite);
     v("bias_scale", s.bias_scale);
     v("p", s.dropout);
+    v("acc", s.accumulate);
   }
 };
 
@@ -627,8 +636,8 @@ struct Free {  // the end of a workspace tensor's life
 
 using Op =
     std::variant<Gemm, GroupedGemm, ColumnSum, GroupedColumnSum, RmsNorm, RmsNormBackward, Rope, AttentionForward,
-                 AttentionBackward, Gelu, GeluBackward, Residual, ResidualBackward, Sigmoid, Route, RouteBackward,
-                 RouterScoreBackward, Dispatch, DispatchBackward, Combine, CombineBackward, GateBackward, RowScale,
+                 AttentionBackward, Gelu, GeluBackward, Residual, ResidualBackward, Sigmoid, SigmoidBackward, Route,
+                 RouteBackward, Dispatch, DispatchBackward, ExpertCombine, CombineBackward, GateBackward, RowScale,
                  Embed, EmbedBackward, LmHead, Fill, Cast, SumSquares, AdamW, Collective, Send, Recv, Free>;
 constexpr int kOpKinds = std::variant_size_v<Op>;
 
@@ -647,6 +656,18 @@ Stream stream_of(const Op& op);  // Free runs nowhere and takes no time: kComput
 
 // Entries of the metrics tensor: sums over the ranks' shares, complete after the all-reduces that end a step.
 enum Metric : int { kSquaredNorm, kCrossEntropySum, kBalanceSum, kDroppedSum, kLoadFirst };  // then one load per expert
+
+// Calls f(name, view&, access) for every operand, present or not, which f may change.
+template <class F>
+void map_operands(Op& op, F&& f) {
+  std::visit(
+      [&](auto& o) {
+        std::remove_cvref_t<decltype(o)>::fields(o, [&](std::string_view field, auto&&... rest) {
+          if constexpr (sizeof...(rest) == 2) f(field, rest...);
+        });
+      },
+      op);
+}
 
 // Calls f(name, view, access) for every operand that is present.
 template <class F>

@@ -81,6 +81,18 @@ struct WorkOf {
     return work;
   }
 
+  // The product of the routed rows; it is written, and read once by the sum.
+  Work operator()(const ExpertCombine& op) const {
+    const std::int64_t row_capacity = op.shape.experts * op.shape.row_capacity();
+    const std::int64_t rows = routed_rows < 0 ? row_capacity : routed_rows;
+    Work work = streamed(op, {}, row_capacity);
+    work.bytes += rows * Bytes{op.product.cols * size_of(dtype(op.product))};
+    work.m = divide_up(rows, op.shape.experts), work.n = op.out.cols, work.k = op.a.cols, work.batch = op.shape.experts;
+    work.flops = {2 * rows * work.n * work.k};
+    work.dtype = dtype(op.a);
+    return work;
+  }
+
   // The score blocks stay in cache: scratch is not counted. m x n: the scores of an average block.
   Work attention(Work work, const AttentionShape& shape, Flops flops) const {
     work.m = std::min(shape.block, shape.tokens);
@@ -144,10 +156,9 @@ struct WorkOf {
   Work operator()(const Sigmoid& op) const { return streamed(op); }
   Work operator()(const Route& op) const { return streamed(op); }
   Work operator()(const RouteBackward& op) const { return streamed(op); }
-  Work operator()(const RouterScoreBackward& op) const { return streamed(op); }
+  Work operator()(const SigmoidBackward& op) const { return streamed(op); }
   Work operator()(const Dispatch& op) const { return streamed(op); }
   Work operator()(const DispatchBackward& op) const { return streamed(op); }
-  Work operator()(const Combine& op) const { return streamed(op); }
   Work operator()(const CombineBackward& op) const { return streamed(op); }
   Work operator()(const Fill& op) const { return streamed(op); }
   Work operator()(const Cast& op) const { return streamed(op); }
@@ -182,7 +193,7 @@ bool is_kind_of(OpKind kind) {
 }  // namespace
 
 bool is_product(OpKind kind) {
-  return is_kind_of<Gemm, GroupedGemm, AttentionForward, AttentionBackward, LmHead>(kind);
+  return is_kind_of<Gemm, GroupedGemm, ExpertCombine, AttentionForward, AttentionBackward, LmHead>(kind);
 }
 
 Flops attention_flops(const AttentionShape& shape) {
@@ -220,6 +231,11 @@ Bytes bytes_sent(const Op& op, const Piece& piece, const MeshShape& mesh) {
   return {};
 }
 
+// Whether its FLOPs depend on how many rows were routed.
+bool is_grouped(const Op& op) {
+  return std::holds_alternative<GroupedGemm>(op) || std::holds_alternative<ExpertCombine>(op);
+}
+
 Flops program_flops(const ProgramSet& set, const Program& program, const std::vector<std::int64_t>& routed_rows) {
   std::vector<std::int64_t> slots(program.chunks.size());
   for (const Slot& slot : program.slots) ++slots[static_cast<std::size_t>(slot.chunk)];
@@ -231,7 +247,7 @@ Flops program_flops(const ProgramSet& set, const Program& program, const std::ve
     const auto [index, layer] = key;
     const Piece& piece = set.pieces[static_cast<std::size_t>(index)];
     for (const Op& op : piece.ops)
-      if (routed_rows.empty() || layer < 0 || !std::holds_alternative<GroupedGemm>(op))
+      if (routed_rows.empty() || layer < 0 || !is_grouped(op))
         total += count * work_of(op, piece).flops;
       else  // linear in rows, and a layer's piece runs once per microbatch
         total += count / set.step.microbatches * work_of(op, piece, routed_rows[static_cast<std::size_t>(layer)]).flops;

@@ -71,6 +71,23 @@ std::array<std::int64_t, kMemoryClasses> Program::bytes_by_class() const {
   return bytes;
 }
 
+void free_after_last_use(Piece& piece) {
+  std::vector<std::size_t> last(piece.tensors.size());
+  for (std::size_t i = 0; i < piece.ops.size(); ++i)
+    for_each_operand(piece.ops[i],
+                     [&](std::string_view, const View& v, Access) { last[static_cast<std::size_t>(v.tensor)] = i + 1; });
+  std::vector<std::vector<TensorId>> ends(piece.ops.size() + 1);
+  for (TensorId t = 0; t < static_cast<TensorId>(last.size()); ++t)
+    if (piece.tensors[t].frame == Frame::kWorkspace) ends[last[static_cast<std::size_t>(t)]].push_back(t);
+  std::vector<Op> ops;
+  ops.reserve(piece.ops.size() + piece.tensors.size());
+  for (std::size_t i = 0; i < piece.ops.size(); ++i) {
+    ops.push_back(std::move(piece.ops[i]));
+    for (const TensorId t : ends[i + 1]) ops.emplace_back(Free{t});
+  }
+  piece.ops = std::move(ops);
+}
+
 void place_workspace(Piece& piece) {
   enum class Life { kUnborn, kLiving, kFreed };
   std::vector<Life> life(piece.tensors.size(), Life::kUnborn);

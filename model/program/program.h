@@ -166,6 +166,9 @@ inline std::int64_t address(const Program& program, const Slot& slot, const Call
   return at;
 }
 
+// Appends a Free of every workspace tensor behind the last operation that mentions it. Precondition: the piece has none.
+void free_after_last_use(Piece& piece);
+
 // Where an operation stands in its stage's program: indices, so that a timeline is cheap to write.
 struct OpPlace {
   int slot = 0;                                      // of Program::slots

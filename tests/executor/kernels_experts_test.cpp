@@ -72,7 +72,7 @@ class Layer {
     expert_gelu(experts_, n_, u_.data(), a_.data());
     expert_gemm(experts_, Transpose::kNo, C, n_, a_.data(), n_, w1_.data(), y.data(), C);
     auto out = unwritten<Real>(kTokens * C);
-    combine(combine_, y.data(), b1_.data(), bias_scale_, out.data());
+    combine(combine_, y.data(), b1_.data(), bias_scale_, false, out.data());
     return out;
   }
 
