@@ -34,7 +34,7 @@ void bench(const std::string& config_file, const std::string& system_name) {
   const DType compute = config.model_dtype == "bfloat16" ? DType::kBF16 : DType::kF32;
   const Problem problem{
       config.model,
-      {.sequences = config.sequences_per_step(), .tokens = config.sequence_length, .compute = compute},
+      {.sequences = config.sequences, .tokens = config.sequence_length, .compute = compute},
       system.devices()};
   const Machine target = machine(system, compute);
   const std::vector<Plan> plans = all_plans(problem);

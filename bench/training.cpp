@@ -24,7 +24,7 @@ void bench(const std::string& file) {
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &ranks);
   const TrainingConfig config = read_config(file);
-  const TrainingShape shape{config.sequences_per_step(), config.sequence_length};
+  const TrainingShape shape{config.sequences, config.sequence_length};
   const Plan plan{.mesh = {ranks, 1, 1}, .microbatches = 1};
   const ProgramSet set = lower(config.model, shape, plan);
   const std::vector<ParameterSpec> specs = parameters(config.model);
@@ -36,15 +36,15 @@ void bench(const std::string& file) {
   std::vector<double> wall, products, rate, light, bandwidth;
   for (const bool timeline : {false, true}) {  // the whole step undisturbed; then operation by operation
     Executor<float> executor(set, MPI_COMM_WORLD, {.seed = 1, .timeline = timeline});
-    executor.load_parameters(initial_weights<float>(specs, config.model.width, 1));
+    executor.load_parameters(initial_weights<float>(specs, 1));
     for (int step = 0; step < kWarmUp + kSteps; ++step) {
       std::uint32_t id = 1;
       const StepResult r = executor.run_step(
           {.step = step, .learning_rate = 1e-3, .fill = [&](int, std::int32_t* in, std::int32_t* out) {
              for (std::int64_t i = 0; i < set.step.microbatch * set.step.tokens; ++i) {
-               in[i] = static_cast<std::int32_t>((id >> 8) % static_cast<std::uint32_t>(config.model.vocab));
+               in[i] = static_cast<std::int32_t>((id >> 8) % static_cast<std::uint32_t>(config.model.vocab()));
                id = id * 1664525 + 1013904223;
-               out[i] = static_cast<std::int32_t>((id >> 8) % static_cast<std::uint32_t>(config.model.vocab));
+               out[i] = static_cast<std::int32_t>((id >> 8) % static_cast<std::uint32_t>(config.model.vocab()));
              }
            }});
       if (step < kWarmUp) continue;

@@ -29,8 +29,24 @@ namespace meshwright {
 
 // ---- options -----------------------------------------------------------------------------------------------------------
 
-void add_config_options(CLI::App& command, ConfigOptions& options) {
-  command.add_option("CONFIG", options.file, "Training configuration (JSON, JAXformer's schema)")->required();
+void add_config_options(CLI::App& command, Invocation& invocation, ConfigOptions& options) {
+  command
+      .add_option("CONFIG", options.file,
+                  "A training configuration (JSON, JAXformer's schema), or a model's own file: a Hugging Face\n"
+                  "config.json as published, or a decoder in our words")
+      ->required();
+  add_integer_option(
+      command, invocation, "--batch", {1, std::int64_t{1} << 30},
+      [&options](std::int64_t n) { options.shortcuts.batch = n; }, "Sequences of a step, whatever the mesh")
+      ->type_name("N");
+  add_integer_option(
+      command, invocation, "--tokens", {1, std::int64_t{1} << 20},
+      [&options](std::int64_t n) { options.shortcuts.tokens = n; }, "Tokens of a sequence")
+      ->type_name("N");
+  command.add_option("--dtype", options.shortcuts.dtype, "Of activations and products: bfloat16, float16 or float32")
+      ->type_name("TYPE")
+      ->transform(CLI::Transformer(std::map<std::string, std::string>{
+          {"bf16", "bfloat16"}, {"f16", "float16"}, {"fp16", "float16"}, {"f32", "float32"}, {"fp32", "float32"}}));
   command
       .add_option("--set", options.overrides, "Override a key of the configuration, such as lr.max_lr=1e-3; repeatable")
       ->type_name("KEY=VALUE")
@@ -89,7 +105,7 @@ bool may_exist(const std::filesystem::path& file) {
 }  // namespace
 
 TrainingConfig load_config(const ConfigOptions& options, bool quiet) {
-  TrainingConfig config = read_config(options.file, options.overrides);
+  TrainingConfig config = read_config(options.file, options.overrides, options.shortcuts);
   if (!quiet && !options.print)
     for (const std::string& note : config.notes) log_warning(note);
   return config;
@@ -152,12 +168,12 @@ DType compute_type(const TrainingConfig& config, const System& system) {
 }
 
 Problem make_problem(const TrainingConfig& config, const System& system, DType compute) {
-  if (const auto missing = not_lowerable(config.model))
-    throw InputError(Diagnostic{config.name, "model_config", "", "a model of latent attention",
-                                fmt::format("{} can't be planned yet", *missing)});
-  return {config.model,
-          {.sequences = config.sequences_per_step(), .tokens = config.sequence_length, .compute = compute},
-          system.devices()};
+  AdamSpec adam = config.adam;
+  adam.clip_norm = config.grad_clip_norm;
+  return {
+      config.model,
+      {.sequences = config.sequences, .tokens = config.sequence_length, .compute = compute, .adam = adam},
+      system.devices()};
 }
 
 // ---- searches and plans ------------------------------------------------------------------------------------------------
@@ -272,6 +288,13 @@ InputError no_such_plan(const std::string& text, std::string allowed, std::strin
   return InputError(Diagnostic{"--plan", "", fmt::format("\"{}\"", text), std::move(allowed), std::move(hint)});
 }
 
+Plan published(const TrainingConfig& config) {
+  if (!config.has_plan)
+    throw no_such_plan("published", "best, a mesh as 8x2x2, the id of a plan, or a plan",
+                       "a model's own file names none: --plan best");
+  return published_plan(config);
+}
+
 // Among the plans of the search of this question, or else all that the database holds: an id that was read elsewhere then
 // meets the rule that the plan breaks here.
 Plan named_plan(const std::string& text, const TrainingConfig& config, const System& system,
@@ -318,7 +341,7 @@ ChosenPlan choose_plan(const std::string& text, bool runnable_only, const Traini
                        did_you_mean(text, std::array{"best", "published"}, std::string(kPlanExample)));
   }
   const Plan plan = is_id                 ? named_plan(text, config, system, database)
-                    : text == "published" ? published_plan(config)
+                    : text == "published" ? published(config)
                                           : parse_plan(text);
   refuse_illegal(plan, config, system);
   const bool is_mesh = text == to_string(plan.mesh);

@@ -24,10 +24,11 @@ namespace meshwright {
 struct ConfigOptions {
   std::string file;
   std::vector<std::string> overrides;
+  Shortcuts shortcuts;
   bool print = false;  // the resolved configuration, and nothing else
   bool json = false;
 };
-void add_config_options(CLI::App& command, ConfigOptions& options);
+void add_config_options(CLI::App& command, Invocation& invocation, ConfigOptions& options);
 
 struct SystemOptions {
   std::string system;
@@ -79,7 +80,6 @@ System load_any_system(const std::string& spec, const Invocation& invocation);
 // other 16-bit type only, as fp16 and bf16 are not each other's, and where it has neither.
 DType compute_type(const TrainingConfig& config, const System& system);
 
-// Throws InputError if the model can't be lowered.
 Problem make_problem(const TrainingConfig& config, const System& system, DType compute);
 
 // ---- searches and plans ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ namespace meshwright {
 void add_params(CLI::App& app, Invocation& invocation) {
   CLI::App* command = app.add_subcommand("params", "Parameters and FLOPs of a model, by module and kind of layer");
   const auto options = std::make_shared<ConfigOptions>();
-  add_config_options(*command, *options);
+  add_config_options(*command, invocation, *options);
   command->footer(
       "Examples:\n"
       "  meshwright params configs/jaxformer-moe1b.json\n"
@@ -23,9 +23,9 @@ void add_params(CLI::App& app, Invocation& invocation) {
       const TrainingConfig config = load_config(*options);
       if (print_config(*options, config)) return kDone;
       if (options->json)
-        print(params_json(config.model, config.sequence_length, config.sequences_per_step()).dump(2) + '\n');
+        print(params_json(config.model, config.sequence_length, config.sequences).dump(2) + '\n');
       else
-        print(params_report(config.model, config.sequence_length, config.sequences_per_step(), columns(STDOUT_FILENO)));
+        print(params_report(config.model, config.sequence_length, config.sequences, columns(STDOUT_FILENO)));
       return kDone;
     };
   });

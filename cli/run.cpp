@@ -28,6 +28,7 @@
 #include "executor/launch/mpi_session.h"
 #include "executor/launch/output.h"
 #include "executor/train.h"
+#include "model/accounting.h"
 #include "model/program/check.h"
 #include "model/program/op_work.h"
 #include "model/program/verifier.h"
@@ -47,7 +48,7 @@ struct Options {
   SystemOptions system;
   std::string plan = "best";
   std::string data, trace;
-  std::optional<std::int64_t> steps, seed;
+  std::optional<std::int64_t> steps;
   bool rehearse = false;
   double hang_timeout_s = 60;
   bool started = false;                     // a rank that this command started
@@ -61,20 +62,16 @@ struct Options {
   }
 };
 
-TrainingConfig read(const Options& options, bool quiet) {
-  ConfigOptions config = options.config;
-  if (options.seed) config.overrides.push_back(fmt::format("seed={}", *options.seed));
-  return load_config(config, quiet);
-}
+TrainingConfig read(const Options& options, bool quiet) { return load_config(options.config, quiet); }
 
 // The data of a plan's steps. Throws InputError for what can be known before they are used: too few, or, if `check`, a token
 // anywhere that is none.
 Batches open_data(const Options& options, const TrainingConfig& config, const Plan& plan, bool check, bool warn) {
   const Cache cache(default_cache_folder(), warn ? log_warning : std::function<void(const std::string&)>());
-  Batches data(open_tokens(options.data, static_cast<int>(config.dimensions.vocab_size), cache),
+  Batches data(open_tokens(options.data, static_cast<int>(config.model.vocab()), cache),
                {.microbatches = plan.microbatches,
                 .dp = plan.mesh.dp,
-                .batch = config.sequences_per_step() / plan.microbatches / plan.mesh.dp,
+                .batch = config.sequences / plan.microbatches / plan.mesh.dp,
                 .tokens = config.sequence_length});
   ProgressLine line;
   if (check)
@@ -143,7 +140,11 @@ int start_ranks(const Options& options, const TrainingConfig& config, const Syst
   if (!options.data.empty()) add("--data", options.data);
   if (!options.trace.empty()) add("--trace", options.trace);
   if (options.steps) add("--steps", fmt::format("{}", *options.steps));
-  if (options.seed) add("--seed", fmt::format("{}", *options.seed));
+  const Shortcuts& shortcuts = options.config.shortcuts;
+  if (shortcuts.batch) add("--batch", fmt::format("{}", *shortcuts.batch));
+  if (shortcuts.tokens) add("--tokens", fmt::format("{}", *shortcuts.tokens));
+  if (!shortcuts.dtype.empty()) add("--dtype", shortcuts.dtype);
+  if (shortcuts.seed) add("--seed", fmt::format("{}", *shortcuts.seed));
   if (options.rehearse) command.emplace_back("--rehearse");
   if (options.config.json) command.emplace_back("--json");
   if (!options.rehearse) {
@@ -454,7 +455,7 @@ void add_run(CLI::App& app, Invocation& invocation) {
   CLI::App* command =
       app.add_subcommand("run", "Execute a plan's program over MPI: train, or rehearse at reduced size");
   const auto options = std::make_shared<Options>();
-  add_config_options(*command, options->config);
+  add_config_options(*command, invocation, options->config);
   add_system_options(*command, invocation, options->system);
   add_plan_option(
       *command, options->plan,
@@ -471,8 +472,8 @@ void add_run(CLI::App& app, Invocation& invocation) {
       *command, invocation, "--steps", {1, std::int64_t{1} << 40}, [=](std::int64_t n) { options->steps = n; },
       "Steps to run; without it training_steps");
   add_integer_option(
-      *command, invocation, "--seed", {.min = 0}, [=](std::int64_t n) { options->seed = n; },
-      "The same as --set seed=N");
+      *command, invocation, "--seed", {.min = 0}, [=](std::int64_t n) { options->config.shortcuts.seed = n; },
+      "Of initial weights and dropout");
   command
       ->add_option("--trace", options->trace,
                    "Write the last step, as measured, as a Chrome trace (.json, or .json.gz)")

@@ -27,7 +27,7 @@ void add_search(CLI::App& app, Invocation& invocation) {
   };
   CLI::App* command = app.add_subcommand("search", "Simulate every legal plan on a machine and rank them");
   const auto options = std::make_shared<Options>();
-  add_config_options(*command, options->config);
+  add_config_options(*command, invocation, options->config);
   add_system_options(*command, invocation, options->system);
   add_integer_option(
       *command, invocation, "--top", {1, 1'000'000},
@@ -67,8 +67,8 @@ void add_search(CLI::App& app, Invocation& invocation) {
                                   system.name,
                                   system.devices(),
                                   system.usable_memory,
-                                  published_plan(config),
-                                  config.sequences_per_step(),
+                                  config.has_plan ? std::optional(published_plan(config)) : std::nullopt,
+                                  config.sequences,
                                   config.sequence_length};
       print(options->config.json ? to_json(result, heading, view).dump(2) + '\n'
                                  : search_report(result, heading, view, columns(STDOUT_FILENO)));

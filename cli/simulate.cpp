@@ -83,7 +83,7 @@ void add_simulate(CLI::App& app, Invocation& invocation) {
   CLI::App* command =
       app.add_subcommand("simulate", "One plan in detail: time, memory, communication; traces and shardings");
   const auto options = std::make_shared<Options>();
-  add_config_options(*command, options->config);
+  add_config_options(*command, invocation, options->config);
   add_system_options(*command, invocation, options->system);
   add_plan_option(
       *command, options->plan,

@@ -17,6 +17,7 @@
 #include "executor/kernels/machine_rates.h"
 #include "executor/launch/resources.h"
 #include "executor/median.h"
+#include "model/families/jaxformer.h"
 #include "model/lowering/lower.h"
 #include "model/program/check.h"
 #include "model/program/op_work.h"
@@ -69,7 +70,7 @@ void sample_model(MPI_Comm comm, const Sampled& sampled, std::vector<Sample>& sa
   const ProgramSet set = lower(model, {.sequences = sequences, .tokens = tokens}, Plan{});
   Executor<float> executor(set, MPI_COMM_SELF, {.seed = 1, .timeline = true});
   const std::vector<ParameterSpec> specs = parameters(model);
-  executor.load_parameters(initial_weights<float>(specs, width, 1));
+  executor.load_parameters(initial_weights<float>(specs, 1));
   std::vector<std::vector<double>> times;
   for (int step = 0; step < warm_up + steps; ++step) {
     MPI_Barrier(comm);

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "executor/comm/byte_counter.h"
+#include "executor/kernels/activation.h"
 #include "executor/kernels/adamw.h"
 #include "executor/kernels/attention.h"
 #include "executor/kernels/dropout.h"
@@ -16,12 +17,12 @@
 #include "executor/kernels/flop_count.h"
 #include "executor/kernels/gemm.h"
 #include "executor/kernels/initial_weights.h"
+#include "executor/kernels/layer_norm.h"
 #include "executor/kernels/lm_head.h"
 #include "executor/kernels/rms_norm.h"
 #include "executor/kernels/routing.h"
 #include "executor/launch/heartbeat.h"
-#include "model/lowering/layout.h"
-#include "model/lowering/piece_builder.h"
+#include "model/program/layout.h"
 #include "model/program/check.h"
 #include "model/program/op_work.h"
 
@@ -32,7 +33,6 @@ using Clock = std::chrono::steady_clock;
 using kernels::ExpertRows;
 using kernels::Transpose;
 
-constexpr int kSitesPerLayer = 3;
 Transpose transpose(bool t) { return t ? Transpose::kYes : Transpose::kNo; }
 
 }  // namespace
@@ -101,13 +101,14 @@ class Executor<Real>::Interpreter {
   }
   kernels::Dropout dropout(DropoutSite site, double p) const {
     return {e_.options_.seed, static_cast<std::uint32_t>(input_.step),
-            static_cast<std::uint32_t>(call_->layer * kSitesPerLayer + static_cast<int>(site)), p};
+            static_cast<std::uint32_t>((call_->layer + 1) * kDropoutSites + static_cast<int>(site)), p};
   }
   ExpertRows expert_rows(const View& rows, std::int64_t experts, std::int64_t capacity) {
     return {experts, capacity, ints(rows)};
   }
-  static kernels::RoutingShape routing_shape(const RouteShape& s) {
-    return {s.tokens, s.batch, s.experts, s.choices, s.capacity};
+  template <class T>
+  kernels::TokenMatrix<T> matrix(const View& v) {
+    return {real(v), v.ld};
   }
 
   // ---- the step around the operations ----
@@ -200,62 +201,114 @@ class Executor<Real>::Interpreter {
   // ---- row-wise ----
 
   void operator()(const RmsNorm& op) {
+    const kernels::NormWeights<Real> weights{real(op.gamma), real(op.beta), op.gamma_offset};
     if (op.rstd_known)
-      kernels::rms_norm_apply<Real>(op.x.rows, op.x.cols, real(op.x), real(op.rstd), real(op.gamma), real(op.beta),
-                                    real(op.out));
+      kernels::rms_norm_apply<Real>(op.x.rows, op.x.cols, real(op.x), real(op.rstd), weights, real(op.out));
     else
-      kernels::rms_norm<Real>(op.x.rows, op.x.cols, real(op.x), real(op.gamma), real(op.beta), real(op.out),
-                              real(op.rstd));
+      kernels::rms_norm<Real>(op.x.rows, op.x.cols, real(op.x), weights, op.epsilon, real(op.out), real(op.rstd));
   }
   void operator()(const RmsNormBackward& op) {
-    kernels::rms_norm_backward<Real>(op.x.rows, op.x.cols, real(op.x), real(op.rstd), real(op.gamma), real(op.dy),
+    kernels::rms_norm_backward<Real>(op.x.rows, op.x.cols, real(op.x), real(op.rstd),
+                                     {real(op.gamma), nullptr, op.gamma_offset}, real(op.dy),
                                      {real(op.dx), op.accumulate_dx, real(op.dgamma), real(op.dbeta), op.accumulate});
+  }
+  void operator()(const LayerNorm& op) {
+    const kernels::NormWeights<Real> weights{real(op.gamma), real(op.beta)};
+    if (op.known)
+      kernels::layer_norm_apply<Real>(op.x.rows, op.x.cols, real(op.x), real(op.mean), real(op.rstd), weights,
+                                      real(op.out));
+    else
+      kernels::layer_norm<Real>(op.x.rows, op.x.cols, real(op.x), weights, op.epsilon, real(op.out), real(op.mean),
+                                real(op.rstd));
+  }
+  void operator()(const LayerNormBackward& op) {
+    kernels::layer_norm_backward<Real>(op.x.rows, op.x.cols, real(op.x), real(op.mean), real(op.rstd),
+                                       {real(op.gamma), nullptr}, real(op.dy),
+                                       {real(op.dx), op.accumulate_dx, real(op.dgamma), real(op.dbeta), op.accumulate});
+  }
+  void operator()(const RowMeanSquare& op) {
+    kernels::row_mean_square<Real>(op.x.rows, op.x.cols, real(op.x), op.width, real(op.out));
+  }
+  void operator()(const RowMeanSquareBackward& op) {
+    kernels::row_mean_square_backward<Real>(op.x.rows, op.x.cols, real(op.d), real(op.x), op.width, op.accumulate,
+                                            real(op.dx));
+  }
+  void operator()(const RmsScale& op) {
+    kernels::rms_scale<Real>(op.x.rows, op.x.cols, real(op.x), real(op.mean_square), real(op.gamma), op.epsilon,
+                             real(op.out));
+  }
+  void operator()(const RmsScaleBackward& op) {
+    kernels::rms_scale_backward<Real>(
+        op.x.rows, op.x.cols, real(op.x), real(op.mean_square), real(op.gamma), op.epsilon, real(op.dy),
+        {real(op.dx), op.accumulate_dx, real(op.dgamma), nullptr, op.accumulate}, real(op.dmean_square));
   }
   void operator()(const Rope& op) {
     const std::int64_t tokens = op.x.rows / op.batch;
-    kernels::rope<Real>(
-        rope_table(op.width),
-        {tokens, op.batch, op.heads, op.x.ld, op.own_sequence_part ? mesh_.coordinates().tp * tokens : 0}, op.inverse,
-        real(op.x));
+    kernels::rope<Real>(rope_table(op.spec, op.width),
+                        {tokens, op.batch, op.heads, op.head_width, op.x.ld,
+                         op.own_sequence_part ? mesh_.coordinates().tp * tokens : 0},
+                        op.inverse, real(op.x));
   }
-  const kernels::RopeTable<Real>& rope_table(std::int64_t width) {
+  const kernels::RopeTable<Real>& rope_table(const RopeSpec& spec, std::int64_t width) {
     for (const auto& table : e_.rope_tables_)
-      if (table->width() == width) return *table;
-    return *e_.rope_tables_.emplace_back(std::make_unique<kernels::RopeTable<Real>>(width, e_.set_.step.tokens));
+      if (table->width() == width && table->spec() == spec) return *table;
+    return *e_.rope_tables_.emplace_back(std::make_unique<kernels::RopeTable<Real>>(spec, width, e_.set_.step.tokens));
   }
 
-  static kernels::AttentionShape attention_shape(const AttentionShape& s) {
-    return {s.tokens, s.batch, s.heads, s.head_dim, s.rope_width, s.block};
+  template <class AttentionOp>
+  kernels::AttentionInputs<Real> attention_inputs(const AttentionOp& op) {
+    return {matrix<const Real>(op.q), matrix<const Real>(op.k), matrix<const Real>(op.v), matrix<const Real>(op.qr),
+            matrix<const Real>(op.kr)};
   }
-  void operator()(const AttentionForward& op) {
-    kernels::attention_forward<Real>(attention_shape(op.shape),
-                                     {real(op.qn), real(op.qr), real(op.kv), real(op.kr), op.kr.ld}, real(op.out),
-                                     real(op.lse), real(op.scratch));
+  kernels::AttentionDropout attention_dropout(const AttentionShape& shape, double p) const {
+    return {dropout(DropoutSite::kScores, p), sequences_.data(), mesh_.coordinates().tp * shape.heads,
+            mesh_.shape().tp * shape.heads};
+  }
+  void operator()(const Attention& op) {
+    kernels::attention_forward<Real>(op.shape, attention_inputs(op), attention_dropout(op.shape, op.dropout),
+                                     matrix<Real>(op.out), real(op.lse), real(op.scratch));
   }
   void operator()(const AttentionBackward& op) {
     kernels::attention_backward<Real>(
-        attention_shape(op.shape), {real(op.qn), real(op.qr), real(op.kv), real(op.kr), op.kr.ld}, real(op.lse),
-        real(op.dout), {real(op.dqn), real(op.dqr), real(op.dkv), real(op.dkr), op.dkr.ld, false}, real(op.scratch));
+        op.shape, attention_inputs(op), attention_dropout(op.shape, op.dropout), real(op.lse),
+        matrix<const Real>(op.dout),
+        {matrix<Real>(op.dq), matrix<Real>(op.dk), matrix<Real>(op.dv), matrix<Real>(op.dqr), matrix<Real>(op.dkr)},
+        real(op.scratch));
   }
-  void operator()(const Gelu& op) {
+  void operator()(const Activation& op) {
     if (op.rows)
-      kernels::expert_gelu<Real>(expert_rows(op.rows, op.experts, op.capacity), op.in.cols, real(op.in), real(op.out));
+      kernels::expert_activation<Real>(expert_rows(op.rows, op.experts, op.capacity), op.kind, op.in.cols, real(op.in),
+                                       real(op.out));
     else
-      kernels::gelu<Real>(count(op.in), real(op.in), real(op.out));
+      kernels::activation<Real>(op.kind, count(op.in), real(op.in), real(op.out));
   }
-  void operator()(const GeluBackward& op) {
+  void operator()(const ActivationBackward& op) {
     if (op.rows)
-      kernels::expert_gelu_backward<Real>(expert_rows(op.rows, op.experts, op.capacity), op.in.cols, real(op.in),
-                                          real(op.d), real(op.d));
+      kernels::expert_activation_backward<Real>(expert_rows(op.rows, op.experts, op.capacity), op.kind, op.in.cols,
+                                                real(op.in), real(op.d), real(op.d));
     else
-      kernels::gelu_backward<Real>(count(op.in), real(op.in), real(op.d), real(op.d));
+      kernels::activation_backward<Real>(op.kind, count(op.in), real(op.in), real(op.d), real(op.d));
+  }
+  void operator()(const GatedActivation& op) {
+    if (op.rows)
+      kernels::expert_gated_activation<Real>(expert_rows(op.rows, op.experts, op.capacity), op.kind, op.out.cols,
+                                             real(op.in), real(op.out));
+    else
+      kernels::gated_activation<Real>(op.kind, op.out.rows, op.out.cols, real(op.in), real(op.out));
+  }
+  void operator()(const GatedActivationBackward& op) {
+    if (op.rows)
+      kernels::expert_gated_activation_backward<Real>(expert_rows(op.rows, op.experts, op.capacity), op.kind, op.d.cols,
+                                                      real(op.in), real(op.d), real(op.din));
+    else
+      kernels::gated_activation_backward<Real>(op.kind, op.d.rows, op.d.cols, real(op.in), real(op.d), real(op.din));
   }
   template <class ResidualOp>
   kernels::Residual<Real> residual(const ResidualOp& op, const View& rows) {
     return {token_rows(rows.rows / op.batch, true), rows.cols, dropout(op.site, op.dropout), nullptr, op.bias_chunks};
   }
   void operator()(const Residual& op) {
-    kernels::Residual<Real> r = residual(op, op.x);
+    kernels::Residual<Real> r = residual(op, op.in);
     r.bias = real(op.bias);
     kernels::residual<Real>(r, real(op.x), real(op.in), real(op.out));
   }
@@ -271,8 +324,13 @@ class Executor<Real>::Interpreter {
     kernels::sigmoid_backward<Real>(count(op.y), real(op.y), real(op.d), real(op.d));
   }
 
+  void operator()(const Softmax& op) { kernels::softmax<Real>(op.x.rows, op.x.cols, real(op.x)); }
+  void operator()(const SoftmaxBackward& op) {
+    kernels::softmax_backward<Real>(op.y.rows, op.y.cols, real(op.y), real(op.d));
+  }
+
   void operator()(const Route& op) {
-    const kernels::RoutingShape shape = routing_shape(op.shape);
+    const RouteShape& shape = op.shape;
     const kernels::Routing<Real> routing{ints(op.choice), ints(op.slot), real(op.gate), ints(op.rows),
                                          real(op.fraction)};
     double balance = 0;
@@ -281,10 +339,10 @@ class Executor<Real>::Interpreter {
     const kernels::RoutingStatistics statistics{load.data(), &dropped, &balance};
     if (input_.replay) {
       const auto [choice, kept] = recorded(op.shape);
-      kernels::replay_routing<Real>(shape, real(op.scores), choice.data(), kept.data(), routing, statistics,
+      kernels::replay_routing<Real>(shape, op.rule, real(op.scores), choice.data(), kept.data(), routing, statistics,
                                     scratch_.data());
     } else {
-      kernels::route<Real>(shape, real(op.scores), routing, statistics, scratch_.data());
+      kernels::route<Real>(shape, op.rule, real(op.scores), real(op.bias), routing, statistics, scratch_.data());
     }
     if (!op.metrics) return;  // recomputed: counted before
     if (input_.record) record(op.shape, routing);
@@ -327,9 +385,9 @@ class Executor<Real>::Interpreter {
   }
 
   void operator()(const RouteBackward& op) {
-    kernels::routing_backward<Real>(routing_shape(op.shape), real(op.scores), ints(op.choice), real(op.gate),
-                                    real(op.dgate), real(op.dscores));
-    kernels::balance_backward<Real>(routing_shape(op.shape), op.shape.tokens, real(op.scores), real(op.fraction),
+    kernels::routing_backward<Real>(op.shape, op.rule, real(op.scores), ints(op.choice), real(op.gate), real(op.dgate),
+                                    real(op.dscores));
+    kernels::balance_backward<Real>(op.shape, op.shape.tokens, real(op.scores), real(op.fraction),
                                     static_cast<Real>(op.coefficient), real(op.dscores));
   }
   void operator()(const Dispatch& op) {
@@ -367,11 +425,16 @@ class Executor<Real>::Interpreter {
 
   // ---- embedding and loss ----
 
+  kernels::EmbeddingRows embedding_rows(const View& rows, std::int64_t batch, const View& tokens) {
+    return {rows.rows, rows.cols, batch, mesh_.coordinates().tp * (rows.rows / batch), ints(tokens)};
+  }
   void operator()(const Embed& op) {
-    kernels::embedding<Real>(op.out.rows, op.out.cols, ints(op.tokens), real(op.table), real(op.out));
+    kernels::embedding<Real>(embedding_rows(op.out, op.batch, op.tokens), real(op.table), real(op.positions), op.scale,
+                             real(op.out));
   }
   void operator()(const EmbedBackward& op) {
-    kernels::embedding_backward<Real>(op.d.rows, op.d.cols, ints(op.tokens), real(op.d), real(op.dtable));
+    kernels::embedding_backward<Real>(embedding_rows(op.d, op.batch, op.tokens), real(op.d), op.scale, op.padding,
+                                      real(op.dtable), real(op.dpositions));
   }
   void operator()(const LmHead& op) {
     kernels::LmHead<Real> head{.rows = op.x.rows,
@@ -380,11 +443,13 @@ class Executor<Real>::Interpreter {
                                .chunk = op.logits.rows,
                                .x = real(op.x),
                                .table = real(op.table),
+                               .bias = real(op.bias),
                                .targets = ints(op.targets),
                                .scratch = real(op.logits),
                                .loss_scale = static_cast<Real>(op.scale),
                                .dx = real(op.dx),
                                .dtable = real(op.dtable),
+                               .dbias = real(op.dbias),
                                .accumulate_dtable = true};
     const std::function<void(std::int64_t, std::int64_t, const Real*)> watch =
         [&](std::int64_t first, std::int64_t rows, const Real* logits) {
@@ -399,15 +464,23 @@ class Executor<Real>::Interpreter {
   void operator()(const Fill& op) {
     std::memset(bytes(op.x), 0, static_cast<std::size_t>(count(op.x) * size_of(piece_->tensors[op.x.tensor].dtype)));
   }
-  void operator()(const Cast&) { check(false, "cast: this executor computes in the dtype of its state"); }
+  // Both are Real: this executor computes in the dtype of its state.
+  void operator()(const Cast& op) { std::copy_n(real(op.in), count(op.in), real(op.out)); }
   void operator()(const SumSquares& op) {
     const double sum = kernels::sum_squares<Real>(count(op.x), real(op.x));
     metrics(op.metrics)[kSquaredNorm] += op.weight * sum;
   }
   void operator()(const AdamW& op) {
     const double norm = std::sqrt(metrics(op.metrics)[kSquaredNorm]);
-    const double factor = norm < e_.options_.clip_norm ? 1.0 : e_.options_.clip_norm / norm;
-    kernels::adamw<Real>({.step = input_.step, .learning_rate = input_.learning_rate, .gradient_factor = factor},
+    const AdamSpec& spec = op.spec;
+    const double factor = spec.clip_norm == 0 || norm < spec.clip_norm ? 1.0 : spec.clip_norm / norm;
+    kernels::adamw<Real>({.step = input_.step,
+                          .learning_rate = input_.learning_rate,
+                          .gradient_factor = factor,
+                          .beta1 = spec.beta1,
+                          .beta2 = spec.beta2,
+                          .epsilon = spec.epsilon,
+                          .weight_decay = spec.weight_decay},
                          count(op.grad), real(op.grad), real(op.param), real(op.m), real(op.v_));
   }
 
@@ -587,8 +660,8 @@ std::vector<std::vector<Real>> Executor<Real>::gather(State what) {
   const MPI_Datatype type = sizeof(Real) == 8 ? MPI_DOUBLE : MPI_FLOAT;
   std::vector<Real> whole;
   for (const BlockState& s : state_) {
-    if (!s.counts_in_norm) continue;  // the other copy is gathered
     for (const Unit& unit : set_.blocks[static_cast<std::size_t>(s.block)].units) {
+      if (unit.second_copy) continue;  // the other one is gathered
       const int shards = s.master_sharded ? set_.mesh.dp : 1;
       const std::int64_t n = unit.padded / shards;
       const std::int64_t base = what == State::kParameters ? s.master
@@ -619,23 +692,22 @@ std::vector<std::vector<Real>> Executor<Real>::gather(State what) {
 
 template <class Real>
 typename Executor<Real>::ParameterSource initial_weights(const std::vector<ParameterSpec>& parameters,
-                                                         std::int64_t width, std::uint64_t seed) {
-  return [&parameters, width, seed](int parameter, std::int64_t first, std::int64_t n, Real* out) {
+                                                         std::uint64_t seed) {
+  return [&parameters, seed](int parameter, std::int64_t first, std::int64_t n, Real* out) {
     const ParameterSpec& p = parameters[static_cast<std::size_t>(parameter)];
     const kernels::TensorStream stream{seed, kernels::tensor_id(p.name)};
-    switch (p.init) {
-      case Init::kOnes:
-        std::fill_n(out, n, Real{1});
+    switch (p.init.kind) {
+      case Init::Kind::kConstant:
+        std::fill_n(out, n, static_cast<Real>(p.init.scale));
         break;
-      case Init::kZeros:
-        std::fill_n(out, n, Real{0});
+      case Init::Kind::kNormal:
+        kernels::normal<Real>(stream, first, n, p.init.scale, out);
         break;
-      case Init::kNormal:
-        kernels::normal<Real>(stream, first, n, 1.0 / std::sqrt(static_cast<double>(width)), out);
+      case Init::Kind::kTruncatedNormal:
+        kernels::truncated_normal<Real>(stream, first, n, p.init.scale / kernels::kTruncatedNormalDeviation, out);
         break;
-      case Init::kTruncatedNormal:
-        kernels::truncated_normal<Real>(
-            stream, first, n, 1.0 / std::sqrt(static_cast<double>(p.fan_in)) / kernels::kTruncatedNormalDeviation, out);
+      case Init::Kind::kUniform:
+        kernels::uniform<Real>(stream, first, n, -p.init.scale, p.init.scale, out);
         break;
     }
   };
@@ -643,9 +715,7 @@ typename Executor<Real>::ParameterSource initial_weights(const std::vector<Param
 
 template class Executor<float>;
 template class Executor<double>;
-template Executor<float>::ParameterSource initial_weights<float>(const std::vector<ParameterSpec>&, std::int64_t,
-                                                                 std::uint64_t);
-template Executor<double>::ParameterSource initial_weights<double>(const std::vector<ParameterSpec>&, std::int64_t,
-                                                                   std::uint64_t);
+template Executor<float>::ParameterSource initial_weights<float>(const std::vector<ParameterSpec>&, std::uint64_t);
+template Executor<double>::ParameterSource initial_weights<double>(const std::vector<ParameterSpec>&, std::uint64_t);
 
 }  // namespace meshwright

@@ -14,7 +14,7 @@
 #include "executor/diverged.h"
 #include "executor/kernels/rope.h"
 #include "executor/routing_record.h"
-#include "model/accounting.h"
+#include "model/modules/parameter.h"
 #include "model/program/program.h"
 #include "model/program/step_report.h"
 
@@ -24,7 +24,6 @@ struct RankBeat;  // executor/launch/heartbeat.h
 
 struct ExecutorOptions {
   std::uint64_t seed = 0;    // of dropout
-  double clip_norm = 1;      // largest global norm of the gradients
   bool timeline = false;     // reports get an interval per operation
   RankBeat* beat = nullptr;  // is told what a step is at; none: steps that are no part of a run
 };
@@ -99,6 +98,6 @@ class Executor {
 // Initial weights as the model describes them, drawn by (seed, tensor, element): the same on every mesh.
 template <class Real>
 typename Executor<Real>::ParameterSource initial_weights(const std::vector<ParameterSpec>& parameters,
-                                                         std::int64_t width, std::uint64_t seed);
+                                                         std::uint64_t seed);
 
 }  // namespace meshwright

@@ -96,9 +96,9 @@ bool loss_has_grown(double loss, double first_loss, std::int64_t vocabulary) {
 TrainSummary train(const ProgramSet& set, const ModelSpec& model, const TrainingConfig& config, MPI_Comm comm,
                    Batches& data, const TrainOptions& options, const std::function<void(const TrainedStep&)>& on_step) {
   const auto seed = static_cast<std::uint64_t>(config.seed);
-  Executor<float> executor(set, comm, {seed, config.grad_clip_norm, options.timeline, &own_beat()});
+  Executor<float> executor(set, comm, {seed, options.timeline, &own_beat()});
   const std::vector<ParameterSpec> specs = parameters(model);
-  executor.load_parameters(initial_weights<float>(specs, model.width, seed));
+  executor.load_parameters(initial_weights<float>(specs, seed));
 
   const MeshCoordinates at = executor.mesh().coordinates();
   const std::int64_t own = set.step.tokens / set.mesh.tp;
@@ -136,13 +136,13 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
     seconds.push_back(worst[0]);
     if (step == 0) summary.first_loss = result.loss;
     summary.last_loss = result.loss;
-    if (!warned && loss_has_grown(result.loss, summary.first_loss, model.vocab)) {
+    if (!warned && loss_has_grown(result.loss, summary.first_loss, model.vocab())) {
       warned = true;
       if (executor.mesh().rank() == 0 && options.warn)
         options.warn(fmt::format(
             "step {}: the loss is {:.6g}; the first step's was {:.4g}, and guessing costs ln({}) = {:.4g}. "
             "Training may be diverging: lower lr.max_lr (now {}) or warm up longer (lr.warmup_steps, now {})",
-            step + 1, result.loss, summary.first_loss, model.vocab, std::log(static_cast<double>(model.vocab)),
+            step + 1, result.loss, summary.first_loss, model.vocab(), std::log(static_cast<double>(model.vocab())),
             config.lr.max_lr, config.lr.warmup_steps));
     }
     count = {result.report, result.routed_rows};

@@ -1,101 +1,30 @@
 #include "model/accounting.h"
 
-#include <fmt/format.h>
-
-#include <cassert>
 #include <cmath>
+#include <map>
 #include <utility>
+#include <variant>
+
+#include "model/lowering/placement.h"
+#include "model/modules/forward.h"
+#include "model/program/check.h"
+#include "model/program/op_work.h"
 
 namespace meshwright {
 namespace {
 
-template <class... Ts>
-struct Overloaded : Ts... {
-  using Ts::operator()...;
-};
-template <class... Ts>
-Overloaded(Ts...) -> Overloaded<Ts...>;  // clang before 17 does not find this by itself
-
-// Lists tensors under one layer's name.
-class Lister {
- public:
-  Lister(std::vector<ParameterSpec>& out, std::string prefix, int layer)
-      : out_(out), prefix_(std::move(prefix)), layer_(layer) {}
-
-  void norm(const std::string& name, std::int64_t width, ModuleKind module) {
-    add(name + ".gamma", {width}, module, Init::kOnes, 0);
-    add(name + ".beta", {width}, module, Init::kZeros, 0);
-  }
-
-  void dense(const std::string& name, std::int64_t in, std::int64_t out, bool bias, ModuleKind module) {
-    add(name + ".kernel", {in, out}, module, Init::kTruncatedNormal, in);
-    if (bias) add(name + ".bias", {out}, module, Init::kZeros, 0);
-  }
-
-  void expert_dense(const std::string& name, std::int64_t experts, std::int64_t in, std::int64_t out) {
-    add(name + ".kernel", {experts, in, out}, ModuleKind::kExperts, Init::kTruncatedNormal, in);
-    add(name + ".bias", {experts, out}, ModuleKind::kExperts, Init::kZeros, 0);
-  }
-
-  void add(const std::string& name, Shape shape, ModuleKind module, Init init, std::int64_t fan_in) {
-    out_.push_back({prefix_ + name, std::move(shape), module, init, fan_in, layer_});
-  }
-
- private:
-  std::vector<ParameterSpec>& out_;
-  std::string prefix_;
-  int layer_;
-};
-
-void list_layer(std::vector<ParameterSpec>& out, const LayerSpec& layer, std::int64_t C, int index) {
-  Lister list(out, index == kNoLayer ? std::string() : fmt::format("layers.{}.", index), index);
-  list.norm("norm0", C, ModuleKind::kNorm);
-  list.norm("norm1", C, ModuleKind::kNorm);
-  std::visit(Overloaded{[&](const MlaSpec& a) {
-                          constexpr ModuleKind kind = ModuleKind::kAttention;
-                          const std::int64_t latent = a.kv_latent + a.q_latent, inner = a.heads * a.head_dim;
-                          list.dense("mla.down", C, latent, true, kind);
-                          if (a.rope_width > 0) {
-                            list.dense("mla.kr", latent, a.rope_width, true, kind);
-                            list.dense("mla.qr", latent, a.rope_width * a.heads, true, kind);
-                          }
-                          list.dense("mla.kvup", a.kv_latent, 2 * inner, true, kind);
-                          list.dense("mla.qup", a.q_latent, inner, true, kind);
-                          list.dense("mla.out", inner, C, true, kind);
-                        },
-                        [&](const MhaSpec& a) {
-                          constexpr ModuleKind kind = ModuleKind::kAttention;
-                          list.dense("mha.qkv", C, (a.heads + 2 * a.kv_heads) * a.head_dim, a.bias, kind);
-                          list.dense("mha.out", a.heads * a.head_dim, C, a.bias, kind);
-                        }},
-             layer.attention);
-  std::visit(Overloaded{[&](const DenseFfnSpec& f) {
-                          list.dense("ffn.0", C, f.hidden, f.bias, ModuleKind::kFfn);
-                          if (f.gated) list.dense("ffn.gate", C, f.hidden, f.bias, ModuleKind::kFfn);
-                          list.dense("ffn.1", f.hidden, C, f.bias, ModuleKind::kFfn);
-                        },
-                        [&](const MoeSpec& m) {
-                          if (m.shared > 0) list.dense("moe.shared", C, m.shared * C, true, ModuleKind::kShared);
-                          list.dense("moe.router", C, m.experts, true, ModuleKind::kRouter);
-                          list.expert_dense("moe.expert.0", m.experts, C, m.hidden);
-                          list.expert_dense("moe.expert.1", m.experts, m.hidden, C);
-                        }},
-             layer.ffn);
-}
-
 // k of E experts take part in a token's forward; 1 of 1 where there are none.
-std::pair<std::int64_t, std::int64_t> choices_of_experts(const LayerSpec& layer) {
-  if (const auto* moe = std::get_if<MoeSpec>(&layer.ffn)) return {moe->choices, moe->experts};
+std::pair<std::int64_t, std::int64_t> choices_of_experts(const Layer& layer) {
+  if (const auto* moe = std::get_if<Experts>(&layer.ffn)) return {moe->choices, moe->experts};
   return {1, 1};
 }
 
-LayerParameters count_layer(const LayerSpec& layer, std::int64_t width) {
-  std::vector<ParameterSpec> tensors;
-  list_layer(tensors, layer, width, kNoLayer);
+LayerParameters count_layer(const ModelSpec& model, const Layer& layer) {
   LayerParameters count;
-  for (const ParameterSpec& tensor : tensors) {
-    const std::int64_t size = elements(tensor.shape);
-    switch (tensor.module) {
+  for (const ParameterSpec& p : parameters(model, layer)) {
+    if (!p.trained) continue;
+    const std::int64_t size = elements(p.shape);
+    switch (p.module) {
       case ModuleKind::kNorm:
         count.norms += size;
         break;
@@ -118,8 +47,7 @@ LayerParameters count_layer(const LayerSpec& layer, std::int64_t width) {
       case ModuleKind::kPositions:
       case ModuleKind::kFinalNorm:
       case ModuleKind::kHead:
-        assert(false);
-        break;
+        check(false, "{}: no part of a layer", p.name);
     }
   }
   const auto [choices, experts] = choices_of_experts(layer);
@@ -127,21 +55,34 @@ LayerParameters count_layer(const LayerSpec& layer, std::int64_t width) {
   return count;
 }
 
-}  // namespace
-
-std::vector<ParameterSpec> parameters(const ModelSpec& model) {
-  std::vector<ParameterSpec> all;
-  Lister list(all, "", kNoLayer);
-  const std::int64_t V = model.vocab, C = model.width;
-  list.add("embedding.embedding", {V, C}, ModuleKind::kEmbedding, Init::kNormal, 0);
-  if (model.learned_positions > 0) {
-    list.add("embedding.positions", {model.learned_positions, C}, ModuleKind::kPositions, Init::kNormal, 0);
+// Calls f(i, same) for every layer; `same`: an earlier one that equals it, or i. Layers repeat with a short period.
+template <class F>
+void for_each_layer(const ModelSpec& model, F&& f) {
+  std::vector<std::size_t> distinct;
+  for (std::size_t i = 0; i < model.layers.size(); ++i) {
+    std::size_t same = i;
+    for (const std::size_t d : distinct)
+      if (model.layers[d] == model.layers[i]) same = d;
+    if (same == i) distinct.push_back(i);
+    f(i, same);
   }
-  for (std::size_t i = 0; i < model.layers.size(); ++i) list_layer(all, model.layers[i], C, static_cast<int>(i));
-  list.norm("embedding.norm", C, ModuleKind::kFinalNorm);
-  if (!model.tied_embedding) list.dense("head", C, V, /*bias=*/false, ModuleKind::kHead);
-  return all;
 }
+
+// One sequence on one rank.
+ProgramSet one_rank(const ModelSpec& model, std::int64_t tokens) {
+  ProgramSet set;
+  set.step = {.sequences = 1, .tokens = tokens, .microbatch = 1, .microbatches = 1};
+  place_parameters(model, set);
+  return set;
+}
+
+// Of one sequence, by half of the square of scores, as model FLOPs are counted.
+std::int64_t causal_flops(const AttentionShape& s) {
+  const std::int64_t T = s.tokens, seen = s.window > 0 && s.window < T ? s.window * (2 * T - s.window) : T * T;
+  return seen * s.heads * (s.head_dim + s.rope_width + s.value_dim);
+}
+
+}  // namespace
 
 std::int64_t ParameterCount::total() const {
   std::int64_t sum = embedding + positions + final_norm + head;
@@ -156,79 +97,108 @@ std::int64_t ParameterCount::active() const {
 }
 
 ParameterCount count_parameters(const ModelSpec& model) {
-  ParameterCount count{.embedding = model.vocab * model.width,
-                       .positions = model.learned_positions * model.width,
-                       .layers = {},
-                       .final_norm = 2 * model.width,
-                       .head = model.tied_embedding ? 0 : model.vocab * model.width};
-  count.layers.reserve(model.layers.size());
-  for (std::size_t i = 0; i < model.layers.size(); ++i) {
-    // Layers repeat, with a period that is seldom more than a block: look for the same one among those
-    // counted.
-    std::size_t same = 0;
-    while (same < i && !(model.layers[same] == model.layers[i])) ++same;
-    count.layers.push_back(same < i ? count.layers[same] : count_layer(model.layers[i], model.width));
+  ParameterCount count;
+  ModelSpec outside = model;
+  outside.layers.clear();
+  for (const ParameterSpec& p : parameters(outside)) {
+    std::int64_t& part = p.module == ModuleKind::kEmbedding   ? count.embedding
+                         : p.module == ModuleKind::kPositions ? count.positions
+                         : p.module == ModuleKind::kFinalNorm ? count.final_norm
+                                                              : count.head;
+    part += elements(p.shape);
   }
+  for_each_layer(model, [&](std::size_t i, std::size_t same) {
+    count.layers.push_back(same < i ? count.layers[same] : count_layer(model, model.layers[i]));
+  });
   return count;
 }
 
-LayerFlops layer_forward_flops(const LayerSpec& layer, std::int64_t width, std::int64_t sequence_length) {
-  std::vector<ParameterSpec> tensors;
-  list_layer(tensors, layer, width, kNoLayer);
-  const std::int64_t T = sequence_length;
-  const auto [choices, experts] = choices_of_experts(layer);
+LayerFlops layer_forward_flops(const ModelSpec& model, const Layer& layer, std::int64_t sequence_length) {
+  ModelSpec alone = model;
+  alone.layers = {layer};
+  const ProgramSet set = one_rank(alone, sequence_length);
+  const StepContext context{.set = set, .width = model.width, .train = false};  // nothing is dropped
+  Forward f("layer", context, &set.blocks.front());
+  layer.forward(f, f.at(Frame::kX, "x", f.rows(), f.width(), f.compute()),
+                f.at(Frame::kXOut, "y", f.rows(), f.width(), f.compute()));
+  const Piece piece = f.take();
+
+  std::map<std::string, ModuleKind, std::less<>> module_of;
+  for (const ParameterSpec& p : parameters(model, layer)) module_of.emplace(p.name, p.module);
   LayerFlops flops;
-  for (const ParameterSpec& tensor : tensors) {
-    if (tensor.init != Init::kTruncatedNormal) continue;  // only kernels multiply
-    const std::int64_t size = elements(tensor.shape);
-    switch (tensor.module) {
-      case ModuleKind::kAttention:
-        flops.projections.value += 2 * T * size;
-        break;
-      case ModuleKind::kFfn:
-        flops.ffn.value += 2 * T * size;
-        break;
-      case ModuleKind::kShared:
-        flops.shared.value += 2 * T * size;
-        break;
-      case ModuleKind::kRouter:
-        flops.router.value += 2 * T * size;
-        break;
-      case ModuleKind::kExperts:
-        flops.experts.value += 2 * T * (size / experts * choices);
-        break;
-      case ModuleKind::kNorm:
-      case ModuleKind::kEmbedding:
-      case ModuleKind::kPositions:
-      case ModuleKind::kFinalNorm:
-      case ModuleKind::kHead:
-        assert(false);
-        break;
-    }
+  for (const Op& op : piece.ops) {
+    if (const auto* attention = std::get_if<Attention>(&op)) flops.scores.value += causal_flops(attention->shape);
+    if (!is_product(kind_of(op))) continue;
+    for_each_operand(op, [&](std::string_view field, const View& v, Access) {
+      const Tensor& t = piece.tensors[static_cast<std::size_t>(v.tensor)];
+      if (t.frame != Frame::kWeights || field == "bias") return;
+      const Flops work = work_of(op, piece).flops;
+      switch (module_of.at(t.name)) {
+        case ModuleKind::kAttention:
+          flops.projections += work;
+          break;
+        case ModuleKind::kFfn:
+          flops.ffn += work;
+          break;
+        case ModuleKind::kShared:
+          flops.shared += work;
+          break;
+        case ModuleKind::kRouter:
+          flops.router += work;
+          break;
+        case ModuleKind::kExperts:
+          flops.experts += work;
+          break;
+        default:
+          check(false, "{} multiplies nothing", t.name);
+      }
+    });
   }
-  flops.scores.value = std::visit(
-      Overloaded{[&](const MlaSpec& a) { return T * T * a.heads * ((a.head_dim + a.rope_width) + a.head_dim); },
-                 [&](const MhaSpec& a) { return T * T * a.heads * (a.head_dim + a.head_dim); }},
-      layer.attention);
   return flops;
 }
 
 Flops logits_forward_flops(const ModelSpec& model, std::int64_t sequence_length) {
-  return {2 * sequence_length * model.width * model.vocab};
+  ModelSpec outside = model;
+  outside.layers.clear();
+  const ProgramSet set = one_rank(outside, sequence_length);
+  const StepContext context{.set = set, .width = model.width};
+  Forward f("head", context, &set.blocks.front());
+  model.head.forward(f, model.vocab(), f.at(Frame::kX, "x", f.rows(), f.width(), f.compute()));
+  const Piece piece = f.take();
+  Flops flops;
+  for (const Op& op : piece.ops)
+    if (std::holds_alternative<LmHead>(op)) flops += work_of(op, piece).flops;
+  return {flops.value / 3};  // the operation computes the logits and both of their gradients
 }
 
+namespace {
+
+// Calls f(flops) for every layer, and for the logits.
+template <class F>
+void for_each_forward(const ModelSpec& model, std::int64_t sequence_length, F&& f) {
+  f(logits_forward_flops(model, sequence_length));
+  std::vector<Flops> of_layer;
+  for_each_layer(model, [&](std::size_t i, std::size_t same) {
+    of_layer.push_back(same < i ? of_layer[same]
+                                : layer_forward_flops(model, model.layers[i], sequence_length).total());
+    f(of_layer.back());
+  });
+}
+
+}  // namespace
+
 Flops forward_flops(const ModelSpec& model, std::int64_t sequence_length) {
-  Flops sum = logits_forward_flops(model, sequence_length);
-  for (const LayerSpec& layer : model.layers) {
-    sum += layer_forward_flops(layer, model.width, sequence_length).total();
-  }
+  Flops sum;
+  for_each_forward(model, sequence_length, [&](Flops flops) { sum += flops; });
   return sum;
 }
 
 double model_flops(const ModelSpec& model, std::int64_t sequence_length, std::int64_t sequences) {
-  return 3.0 * static_cast<double>(sequences) * static_cast<double>(forward_flops(model, sequence_length).value);
+  double sum = 0;
+  for_each_forward(model, sequence_length, [&](Flops flops) { sum += static_cast<double>(flops.value); });
+  return 3.0 * static_cast<double>(sequences) * sum;
 }
 
-double expected_initial_loss(const ModelSpec& model) { return std::log(static_cast<double>(model.vocab)) + 0.5; }
+double expected_initial_loss(const ModelSpec& model) { return std::log(static_cast<double>(model.vocab())) + 0.5; }
 
 }  // namespace meshwright

@@ -1,8 +1,7 @@
-// Exact counts of parameters and matrix multiplications, from a ModelSpec alone: no plan, no hardware.
+// Exact counts of parameters and matrix multiplications, from a ModelSpec alone: no plan, no hardware. Parameters are counted
+// from the lists of the modules, multiplications from the operations that they write for one rank.
 //
-// Legend: C width, V vocabulary, T tokens a sequence, H heads, dh head width, lk and lq the latents of
-// keys-values and of queries, R rope width, F hidden width of a feed-forward, E experts, k choices, S shared
-// experts. Dense(i -> o) is a kernel (i, o) and, where there is one, a bias (o).
+// Legend: C width, V vocabulary, T tokens a sequence, H heads, E experts, k choices.
 #pragma once
 
 #include <cstdint>
@@ -14,51 +13,6 @@
 #include "model/spec.h"
 
 namespace meshwright {
-
-enum class ModuleKind : std::uint8_t {
-  kEmbedding,  // the token table
-  kPositions,  // the table of learned positions
-  kNorm,       // norm0 and norm1 of a layer
-  kAttention,
-  kFfn,     // a dense feed-forward
-  kShared,  // shared experts
-  kRouter,
-  kExperts,  // routed experts
-  kFinalNorm,
-  kHead,  // of an untied embedding
-};
-
-enum class Init : std::uint8_t {
-  kOnes,
-  kZeros,
-  kNormal,           // N(0, 1/C)
-  kTruncatedNormal,  // N(0, 1) cut to (-2, 2), times sqrt(1/fan_in) / 0.87962566103423978: variance 1/fan_in
-};
-
-constexpr int kNoLayer = -1;
-
-// One parameter tensor of the model, whole.
-struct ParameterSpec {
-  std::string name;  // "layers.7.mla.down.kernel", "embedding.embedding"
-  Shape shape;       // kernels (in, out), of routed experts (E, in, out); biases (out), (E, out); norms (C)
-  ModuleKind module = ModuleKind::kEmbedding;
-  Init init = Init::kZeros;
-  std::int64_t fan_in = 0;  // rows of one kernel; 0 where init doesn't use it
-  int layer = kNoLayer;
-
-  bool operator==(const ParameterSpec&) const = default;
-};
-
-// All parameters, in the order in which everything lists them: embedding.embedding, embedding.positions, the
-// layers, embedding.norm.gamma and .beta, head.kernel. In a layer, as far as it has them:
-//   norm0.gamma norm0.beta norm1.gamma norm1.beta
-//   mla.down mla.kr mla.qr     C->lk+lq, lk+lq->R, lk+lq->R*H
-//   mla.kvup mla.qup mla.out   lk->2*H*dh, lq->H*dh, H*dh->C
-//     or mha.qkv mha.out       C->(H+2*Hkv)*dh, H*dh->C
-//   ffn.0 ffn.gate ffn.1       C->F, C->F, F->C
-//     or moe.shared moe.router moe.expert.0 moe.expert.1   C->S*C, C->E, E x C->F, E x F->C
-// each of the latter .kernel, then .bias. Columns of kvup: keys of all heads, then values; of qkv: q, k, v.
-std::vector<ParameterSpec> parameters(const ModelSpec& model);
 
 // Parameters of one layer, by module.
 struct LayerParameters {
@@ -76,11 +30,11 @@ struct LayerParameters {
 };
 
 struct ParameterCount {
-  std::int64_t embedding = 0;  // V*C
+  std::int64_t embedding = 0;
   std::int64_t positions = 0;
   std::vector<LayerParameters> layers;
   std::int64_t final_norm = 0;
-  std::int64_t head = 0;  // V*C of an untied embedding
+  std::int64_t head = 0;  // of an untied embedding
 
   std::int64_t total() const;   // total_parameters
   std::int64_t active() const;  // active_parameters: layers only, k of E experts, shared ones included
@@ -88,22 +42,18 @@ struct ParameterCount {
 
 ParameterCount count_parameters(const ModelSpec& model);
 
-// Matrix multiply-adds of one layer forward over one sequence, 2 FLOPs each; biases, norms, activations,
-// softmax and rotations are not counted. With T tokens:
-//   projections  2 T * (elements of the attention's kernels)
-//   scores       T^2 * H * (dqk + dv): q k^T and w v, 2 T^2 each per channel, causal at half;
-//                dqk = dh + R and dv = dh of latent attention, else dh and dh
-//   ffn, shared, router  2 T * (elements of their kernels)
-//   experts      2 T * k * (elements of one expert's kernels): every choice kept, none dropped
+// Matrix multiply-adds of one layer forward over one sequence, 2 FLOPs each; biases, norms, activations, softmax and rotations
+// are not counted. Causal attention at half: of T keys a query sees T/2, or fewer in a window; and of E experts a token takes
+// k: every choice is kept, none dropped.
 struct LayerFlops {
   Flops projections, scores, ffn, shared, router, experts;
 
   Flops total() const { return projections + scores + ffn + shared + router + experts; }
   bool operator==(const LayerFlops&) const = default;
 };
-LayerFlops layer_forward_flops(const LayerSpec& layer, std::int64_t width, std::int64_t sequence_length);
+LayerFlops layer_forward_flops(const ModelSpec& model, const Layer& layer, std::int64_t sequence_length);
 
-// Logits of one sequence: 2 T * C * V. The look-up of the embedding is no multiplication.
+// Logits of one sequence. The look-up of the embedding is no multiplication.
 Flops logits_forward_flops(const ModelSpec& model, std::int64_t sequence_length);
 
 // One sequence forward: all layers and the logits.

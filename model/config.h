@@ -1,15 +1,17 @@
-// Training configurations in JAXformer's schema (divyamakkar0/Jaxformer at 4a0d649), read strictly: every key
-// is there, none is unknown, each value is possible, or all that is wrong is thrown at once as an InputError.
+// What is trained and how: a model, and batch, sequence length, learning rate, steps. Read from JAXformer's schema, which says
+// all of it (model/families/jaxformer_config.h), or from a model's own file (a Hugging Face config.json as published, or
+// model/families/decoder.h's) beside which an object "training" may say the rest, every key of which has a default.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "model/input/json_reader.h"
 #include "model/program/mesh.h"
+#include "model/program/op.h"
 #include "model/spec.h"
 
 namespace meshwright {
@@ -60,20 +62,23 @@ struct ConfigValue {
 };
 
 struct TrainingConfig {
-  std::string name;                  // also names the run's folder: letters, digits, '.', '_', '-'
-  JaxformerDimensions dimensions;    // model_config, as it stands there
-  std::string model_dtype;           // "bfloat16", "float16" or "float32"
-  ModelSpec model;                   // what dimensions, name and alpha describe
+  std::string name;         // also names the run's folder: letters, digits, '.', '_', '-'
+  std::string model_dtype;  // "bfloat16", "float16" or "float32"
+  ModelSpec model;
   std::int64_t sequence_length = 1;  // T, tokens
-  MeshShape mesh;                    // the configuration's own, n_device_axis
+  std::int64_t sequences = 1;        // of a step, whatever the mesh
 
+  // The mesh and the microbatches that the configuration names itself; a model's own file has none.
+  bool has_plan = true;
+  MeshShape mesh;
   std::int64_t train_batch_size = 1;  // sequences of one dp shard and accumulation step
   std::int64_t val_batch_size = 1;    // the same of an evaluation batch
   std::int64_t microbatches = 1;      // micro_batch_size: the microbatches of a dp shard, not their size
   std::int64_t grad_step = 1;         // accumulation steps
 
   LrSchedule lr;
-  double grad_clip_norm = 1;  // largest global norm of the gradients
+  AdamSpec adam;
+  double grad_clip_norm = 1;  // largest global norm of the gradients; 0: any
   double alpha = 0;           // weight of the balance loss
   std::int64_t seed = 0;
   std::int64_t training_steps = 1;
@@ -88,10 +93,7 @@ struct TrainingConfig {
   std::vector<ConfigValue> values;  // every value, in the schema's order
   std::vector<std::string> notes;   // for the user: fields that point elsewhere and what replaces them
 
-  // Sequences of a step on the configuration's own mesh, and so on every mesh: dp * train_batch_size *
-  // grad_step.
-  std::int64_t sequences_per_step() const { return mesh.dp * train_batch_size * grad_step; }
-  std::int64_t tokens_per_step() const { return sequences_per_step() * sequence_length; }
+  std::int64_t tokens_per_step() const { return sequences * sequence_length; }
 
   // Steps that a flat stream of `shard_tokens` tokens feeds: floor((n - 1) / tokens_per_step()); the rest is
   // dropped.
@@ -105,13 +107,29 @@ struct TrainingConfig {
   std::int64_t evaluation_tokens() const { return eval_steps * mesh.dp * val_batch_size * sequence_length; }
 };
 
-// Reads a configuration; `overrides` are texts "a.b=value" (--set). Throws InputError.
-TrainingConfig read_config(const std::filesystem::path& file, const std::vector<std::string>& overrides = {});
+// What commands let set without knowing a file's schema.
+struct Shortcuts {
+  std::optional<std::int64_t> batch, tokens, seed;  // sequences of a step, tokens of a sequence
+  std::string dtype;                                // empty: not set
+};
+
+// Reads a configuration; `overrides` are texts "a.b=value" (--set). Throws InputError. A model's own file is named by its file.
+TrainingConfig read_config(const std::filesystem::path& file, const std::vector<std::string>& overrides = {},
+                           const Shortcuts& shortcuts = {});
 
 // The same for a document that is in memory already.
-TrainingConfig read_config(JsonDocument document, const std::vector<std::string>& overrides = {});
+TrainingConfig read_config(JsonDocument document, const std::vector<std::string>& overrides = {},
+                           const Shortcuts& shortcuts = {});
 
 // The resolved configuration, key for key in the schema's order: reading it again gives an equal one.
 OrderedJson to_json(const TrainingConfig& config);
+
+// Whether a run's folder may be called so: 1 to 100 letters, digits, '.', '_' or '-', not beginning with '.'.
+bool is_run_name(const std::string& name);
+
+// Reports a model that is too large for exact counting: beyond 1e13 parameters, or 1e18 FLOPs for a sequence forward.
+// `width`, `tokens`: the paths of the values to lower.
+void check_model_size(const TrainingConfig& config, JsonReader& reader, const std::string& width,
+                      const std::string& tokens);
 
 }  // namespace meshwright

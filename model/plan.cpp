@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <charconv>
 #include <set>
 
@@ -16,6 +17,43 @@ std::string to_text(const Plan& plan) {
   return fmt::format("{},schedule={},microbatches={},fsdp={},recompute={}{}{}", to_string(plan.mesh),
                      name(plan.schedule), plan.microbatches, plan.fsdp, name(plan.recompute),
                      plan.layers.empty() ? "" : ",layers=", fmt::join(plan.layers, "-"));
+}
+
+namespace {
+constexpr std::array<std::string_view, 3> kPolicyNames{"none", "selective", "full"};
+}  // namespace
+
+std::string name(Recompute recompute) {
+  for (std::size_t i = 0; i < kRecomputePolicies.size(); ++i)
+    if (kRecomputePolicies[i] == recompute) return std::string(kPolicyNames[i]);
+  std::string text;
+  for (std::size_t i = 0; i < kRecomputeKindNames.size(); ++i)
+    if (recompute.has(static_cast<RecomputeKind>(i)))
+      text += (text.empty() ? "" : "+") + std::string(kRecomputeKindNames[i]);
+  return text;
+}
+
+std::optional<Recompute> recompute_named(std::string_view name) {
+  for (std::size_t i = 0; i < kPolicyNames.size(); ++i)
+    if (kPolicyNames[i] == name) return kRecomputePolicies[i];
+  Recompute all;
+  for (bool more = true; more;) {
+    const std::size_t plus = name.find('+');
+    const auto kind = std::ranges::find(kRecomputeKindNames, name.substr(0, plus));
+    if (kind == kRecomputeKindNames.end()) return std::nullopt;
+    const Recompute one = Recompute::of(static_cast<RecomputeKind>(kind - kRecomputeKindNames.begin()));
+    if (all.bits & one.bits) return std::nullopt;  // twice
+    all.bits = static_cast<std::uint8_t>(all.bits | one.bits);
+    more = plus != std::string_view::npos;
+    if (more) name.remove_prefix(plus + 1);
+  }
+  return all;
+}
+
+std::vector<std::string> recompute_words() {
+  std::vector<std::string> words(kPolicyNames.begin(), kPolicyNames.end());
+  words.insert(words.end(), kRecomputeKindNames.begin(), kRecomputeKindNames.end());
+  return words;
 }
 
 std::string plan_id(const Plan& plan) { return content_key(to_text(plan)).substr(0, 8); }
@@ -96,8 +134,12 @@ Plan parse_plan(std::string_view text) {
       if (!read_name(value, kScheduleNames, plan.schedule))
         fault(path, value, "gpipe or 1f1b", did_you_mean(value, kScheduleNames, "such as schedule=1f1b"));
     } else if (key == "recompute") {
-      if (!read_name(value, kRecomputeNames, plan.recompute))
-        fault(path, value, "none or full", did_you_mean(value, kRecomputeNames, "such as recompute=full"));
+      if (const auto recompute = recompute_named(value))
+        plan.recompute = *recompute;
+      else
+        fault(path, value,
+              fmt::format("none, selective, full, or of {} some, joined by +", fmt::join(kRecomputeKindNames, ", ")),
+              did_you_mean(value, recompute_words(), "such as recompute=selective"));
     } else if (key == "layers") {
       layers = value;
       if (!read_counts(value, 1, kMost, plan.layers))

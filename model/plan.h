@@ -2,6 +2,8 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,16 +16,45 @@ enum class Schedule : std::uint8_t { kGPipe, k1F1B };
 constexpr std::array<std::string_view, 2> kScheduleNames{"gpipe", "1f1b"};
 constexpr std::string_view name(Schedule s) { return kScheduleNames[static_cast<int>(s)]; }
 
-enum class Recompute : std::uint8_t { kNone, kFull };  // full: each layer's forward again, from its input
-constexpr std::array<std::string_view, 2> kRecomputeNames{"none", "full"};
-constexpr std::string_view name(Recompute r) { return kRecomputeNames[static_cast<int>(r)]; }
+// What a layer's values come from, as recomputation names it.
+enum class RecomputeKind : std::uint8_t {
+  kAttentionCore,         // scores, probabilities and what heads attend to, from queries, keys and values
+  kAttentionProjections,  // latents, queries, keys and values
+  kFeedForward,           // a dense feed-forward's hidden channels
+  kExperts,               // routing, and the hidden channels of routed and shared experts
+};
+constexpr std::array<std::string_view, 4> kRecomputeKindNames{"attention-core", "attention-projections", "feed-forward",
+                                                              "experts"};
+
+// What a backward pass computes again, from the layer's input and what is kept, instead of keeping it. Beside that it always
+// computes again what costs little more than reading it (norms, activations, rows sent to experts).
+//   none       nothing
+//   selective  of what would be kept, that which takes the fewest FLOPs a byte, until half of the bytes are gone
+//   full       all
+//   or kinds   "attention-core", "feed-forward+experts"
+struct Recompute {
+  std::uint8_t bits = 0;  // of RecomputeKind; or one of the policies below
+
+  static const Recompute kNone, kSelective, kFull;
+  static constexpr Recompute of(RecomputeKind kind) {
+    return {static_cast<std::uint8_t>(1u << static_cast<int>(kind))};
+  }
+  constexpr bool has(RecomputeKind kind) const { return bits < 0x40 && (bits & of(kind).bits) != 0; }
+  constexpr bool operator==(const Recompute&) const = default;
+};
+inline constexpr Recompute Recompute::kNone{0}, Recompute::kSelective{0x40}, Recompute::kFull{0x80};
+constexpr std::array<Recompute, 3> kRecomputePolicies{Recompute::kNone, Recompute::kSelective, Recompute::kFull};
+std::string name(Recompute recompute);
+std::optional<Recompute> recompute_named(std::string_view name);
+// What there is, for messages: the policies, then the kinds.
+std::vector<std::string> recompute_words();
 
 struct Plan {
   MeshShape mesh;
   int fsdp = 0;          // ZeRO stage over dp. 0: nothing sharded; 1: optimizer state; 2: + gradients; 3: + parameters
   int microbatches = 1;  // per dp shard and step
   Schedule schedule = Schedule::k1F1B;
-  Recompute recompute = Recompute::kNone;
+  Recompute recompute{};
   std::vector<int>
       layers;  // of each stage, the first one first; empty: a command cuts by simulated cost, lowering alone by executed FLOPs
 

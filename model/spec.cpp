@@ -1,75 +1,52 @@
 #include "model/spec.h"
 
-#include <cassert>
-#include <cmath>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <iterator>
 
 namespace meshwright {
+namespace {
 
-std::int64_t heads(const AttentionSpec& attention) {
-  return std::visit([](const auto& a) { return a.heads; }, attention);
+void append(std::vector<ParameterSpec>& all, std::vector<ParameterSpec> more) {
+  all.insert(all.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
 }
 
-std::int64_t kv_heads(const AttentionSpec& attention) {
-  if (const auto* mha = std::get_if<MhaSpec>(&attention)) return mha->kv_heads;
-  return heads(attention);  // latent attention expands the latent to keys and values of every head
-}
+}  // namespace
 
-std::int64_t expert_capacity(const MoeSpec& moe, std::int64_t tokens) {
-  const double rows =
-      static_cast<double>(tokens * moe.choices) * moe.capacity_factor / static_cast<double>(moe.experts);
-  return rows >= static_cast<double>(tokens) ? tokens : static_cast<std::int64_t>(std::floor(rows));
-}
-
-ModelSpec jaxformer(const std::string& name, const JaxformerDimensions& d, double balance_weight) {
-  assert(d.n_head > 0 && d.model_dimension % d.n_head == 0);
-  const std::int64_t hidden = 4 * d.model_dimension;
-  MlaSpec attention{.heads = d.n_head,
-                    .head_dim = d.model_dimension / d.n_head,
-                    .kv_latent = d.latent_dim,
-                    .q_latent = d.latent_dim,
-                    .rope_width = d.dhR};
-  const LayerSpec dense{
-      .norm = NormKind::kRmsNormWithShift, .attention = attention, .ffn = DenseFfnSpec{.hidden = hidden}};
-  attention.rope_width = 0;
-  const LayerSpec moe{.norm = NormKind::kRmsNormWithShift,
-                      .attention = attention,
-                      .ffn = MoeSpec{.experts = d.n_experts,
-                                     .choices = d.k,
-                                     .shared = d.n_shared,
-                                     .hidden = hidden,
-                                     .capacity_factor = d.capacity_factor}};
-
-  ModelSpec spec{.name = name,
-                 .vocab = d.vocab_size,
-                 .width = d.model_dimension,
-                 .layers = {},
-                 .tied_embedding = true,
-                 .learned_positions = 0,
-                 .final_norm = NormKind::kRmsNormWithShift,
-                 .dropout = d.dropout_rate,
-                 .balance_weight = balance_weight};
-  for (std::int64_t block = 0; block < d.blocks; ++block) {
-    spec.layers.insert(spec.layers.end(), static_cast<std::size_t>(d.layers_per_block - 1), dense);
-    spec.layers.push_back(moe);
+std::vector<ParameterSpec> parameters(const ModelSpec& model) {
+  std::vector<ParameterSpec> all;
+  ParameterList embedding(model.init, model.width);
+  model.embedding.list(embedding);
+  append(all, embedding.take());
+  for (std::size_t i = 0; i < model.layers.size(); ++i) {
+    ParameterList layer(model.init, model.width, fmt::format("layers.{}.", i), static_cast<int>(i));
+    model.layers[i].list(layer);
+    append(all, layer.take());
   }
-  return spec;
+  ParameterList head(model.init, model.width);
+  model.head.list(head, model.vocab());
+  append(all, head.take());
+  return all;
 }
 
-ModelSpec gpt2(const std::string& name, const Gpt2Dimensions& d) {
-  assert(d.heads > 0 && d.width % d.heads == 0);
-  const LayerSpec layer{
-      .norm = NormKind::kLayerNorm,
-      .attention = MhaSpec{.heads = d.heads, .kv_heads = d.heads, .head_dim = d.width / d.heads, .bias = true},
-      .ffn = DenseFfnSpec{.hidden = 4 * d.width}};
-  return {.name = name,
-          .vocab = d.vocab,
-          .width = d.width,
-          .layers = std::vector<LayerSpec>(static_cast<std::size_t>(d.layers), layer),
-          .tied_embedding = true,
-          .learned_positions = d.positions,
-          .final_norm = NormKind::kLayerNorm,
-          .dropout = d.dropout,
-          .balance_weight = 0};
+std::vector<ParameterSpec> parameters(const ModelSpec& model, const Layer& layer) {
+  ParameterList list(model.init, model.width);
+  layer.list(list);
+  return list.take();
+}
+
+ModelSpec reduced(const ModelSpec& model) {
+  ModelSpec small = model;
+  std::int64_t most_heads = 1;
+  for (Layer& layer : small.layers) {
+    most_heads = std::max(most_heads, heads(layer.attention));
+    layer = layer.reduced();
+  }
+  small.width = std::min(model.width, 4 * most_heads);
+  small.embedding.vocab = std::min<std::int64_t>(model.vocab(), 512);
+  if (small.embedding.padding >= small.vocab()) small.embedding.padding = small.vocab() - 1;
+  return small;
 }
 
 }  // namespace meshwright

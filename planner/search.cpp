@@ -138,7 +138,6 @@ std::map<std::string, Rejected> SearchResult::rejected() const {
 }
 
 SearchResult search(const Problem& problem, const Machine& machine, const SearchOptions& options) {
-  check(!not_lowerable(problem.model), "search: can't lower {} yet", not_lowerable(problem.model).value_or(""));
   const auto begin = Clock::now();
   SearchResult result;
   result.illegal = PlanSpace(problem).illegal();

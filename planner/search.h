@@ -60,7 +60,7 @@ struct SearchResult {
 };
 
 // What an evaluation throws is thrown here, too: of several, that of the first plan in the space's order.
-// Preconditions: the model can be lowered (not_lowerable), and machine has problem.devices devices.
+// Precondition: machine has problem.devices devices.
 SearchResult search(const Problem& problem, const Machine& machine, const SearchOptions& options = {});
 
 // Of two plans whose step times differ by less than a prediction can tell, the roomier is the better one: a plan that

@@ -6,7 +6,7 @@ namespace meshwright {
 namespace {
 
 constexpr int kLargestFsdp = 3;
-constexpr std::int64_t kSchedules = kScheduleNames.size(), kRecomputes = kRecomputeNames.size();
+constexpr std::int64_t kSchedules = kScheduleNames.size(), kRecomputes = kRecomputePolicies.size();
 
 std::vector<std::int64_t> divisors(std::int64_t n) {
   std::vector<std::int64_t> low, high;
@@ -70,7 +70,7 @@ std::optional<Plan> PlanSpace::next() {
     return value;
   };
   Plan plan{.mesh = c.mesh};
-  plan.recompute = static_cast<Recompute>(digit(kRecomputes));
+  plan.recompute = kRecomputePolicies[static_cast<std::size_t>(digit(kRecomputes))];
   plan.schedule = static_cast<Schedule>(digit(kSchedules));
   plan.microbatches = c.microbatches[digit(static_cast<std::int64_t>(c.microbatches.size()))];
   plan.fsdp = c.fsdp[rest];

@@ -6,7 +6,7 @@
 //   fsdp          0, 1, 2, 3
 //   microbatches  every divisor of a dp shard's sequences that can be scheduled (unschedulable() of lower.h)
 //   schedule      every Schedule
-//   recompute     every Recompute
+//   recompute     none, selective, full
 // The layers of its stages are left open. Which combinations are legal is illegalities() of model/lowering/lower.h, nothing else.
 #pragma once
 

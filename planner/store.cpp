@@ -34,11 +34,10 @@ constexpr std::string_view sql_type() {
 }
 
 constexpr const auto& names_of(Schedule) { return kScheduleNames; }
-constexpr const auto& names_of(Recompute) { return kRecomputeNames; }
 
 template <class T>
 void put(Statement& s, const T& value) {
-  if constexpr (std::is_enum_v<T>)
+  if constexpr (std::is_enum_v<T> || std::is_same_v<T, Recompute>)
     s.bind(name(value));
   else if constexpr (std::is_same_v<T, std::vector<int>>)
     s.bind(fmt::format("{}", fmt::join(value, ",")));
@@ -57,6 +56,10 @@ void get(Statement& s, T& value) {
     const auto found = std::ranges::find(names, text);
     if (found == names.end()) s.refuse_last(fmt::format("{}", fmt::join(names, ", ")));
     value = static_cast<T>(found - names.begin());
+  } else if constexpr (std::is_same_v<T, Recompute>) {
+    const auto recompute = recompute_named(s.text());
+    if (!recompute) s.refuse_last(fmt::format("{}", fmt::join(recompute_words(), ", ")));
+    value = *recompute;
   } else if constexpr (std::is_same_v<T, std::vector<int>>) {
     const std::string text = s.text();
     value.clear();

@@ -47,7 +47,7 @@ std::vector<std::string> words(const auto& names) { return {names.begin(), names
 template <class Field>
 std::optional<Kind> kind_of() {
   if constexpr (std::is_same_v<Field, Schedule>) return Kind{false, words(kScheduleNames)};
-  if constexpr (std::is_same_v<Field, Recompute>) return Kind{false, words(kRecomputeNames)};
+  if constexpr (std::is_same_v<Field, Recompute>) return Kind{false, recompute_words()};
   if constexpr (std::is_same_v<Field, bool>) return Kind{false, {"false", "true"}};
   if constexpr (std::is_arithmetic_v<Field>) return Kind{std::is_integral_v<Field>, {}};
   return std::nullopt;
@@ -182,7 +182,7 @@ bool Where::matches(const PlanResult& plan) const {
       if (condition.field != field) continue;
       if constexpr (std::is_same_v<Field, bool>)
         all = all && holds(condition, value ? "true" : "false");
-      else if constexpr (std::is_enum_v<Field>)
+      else if constexpr (std::is_enum_v<Field> || std::is_same_v<Field, Recompute>)
         all = all && holds(condition, std::string(name(value)));
       else if constexpr (std::is_arithmetic_v<Field>)
         all = all && holds(condition, static_cast<double>(value));

@@ -9,7 +9,8 @@ namespace meshwright {
 OrderedJson to_json(const PlanResult& result) {
   OrderedJson out = OrderedJson::object();
   visit_fields(result, [&](std::string_view key, const auto& value) {
-    if constexpr (std::is_enum_v<std::remove_cvref_t<decltype(value)>>)
+    if constexpr (std::is_enum_v<std::remove_cvref_t<decltype(value)>> ||
+                  std::is_same_v<std::remove_cvref_t<decltype(value)>, Recompute>)
       out[std::string(key)] = name(value);
     else
       out[std::string(key)] = value;

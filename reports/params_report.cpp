@@ -24,7 +24,7 @@ struct ModuleLine {
 
 // Equal layers of a model.
 struct LayerKind {
-  LayerSpec layer;
+  Layer layer;
   std::int64_t count = 0;
   LayerParameters parameters;
   LayerFlops flops;
@@ -42,18 +42,29 @@ struct LayerKind {
   }
 };
 
-// "dense", "dense with rope", "mixture of 16 experts, 2 chosen, 2 shared".
-std::string describe(const LayerSpec& layer) {
-  std::string text;
-  if (const auto* moe = std::get_if<MoeSpec>(&layer.ffn))
-    text = fmt::format("mixture of {} experts, {} chosen, {} shared", moe->experts, moe->choices, moe->shared);
-  else
-    text = "dense";
-  if (const auto* mla = std::get_if<MlaSpec>(&layer.attention))
-    text += mla->rope_width > 0 ? "; latent attention, rotary" : "; latent attention";
-  else
-    text += "; multi-head attention";
-  return text;
+std::string describe(const JointLatentAttention& a) {
+  return a.rope_width > 0 ? "latent attention, rotary" : "latent attention";
+}
+std::string describe(const LatentAttention&) { return "latent attention, rotary"; }
+std::string describe(const MultiHeadAttention& a) {
+  const std::string kind = a.kv_heads == a.heads ? "multi-head attention"
+                           : a.kv_heads == 1
+                               ? "multi-query attention"
+                               : fmt::format("attention, {} heads to {} key-value heads", a.heads, a.kv_heads);
+  return kind + (a.rope_width > 0 ? ", rotary" : "");
+}
+std::string describe(const FeedForward& f) { return f.gated ? "dense, gated" : "dense"; }
+std::string describe(const Experts& e) {
+  const auto* linear = std::get_if<LinearShared>(&e.shared);
+  return fmt::format("mixture of {} experts, {} chosen{}", e.experts, e.choices,
+                     !linear             ? ", some shared"
+                     : linear->count > 0 ? fmt::format(", {} shared", linear->count)
+                                         : "");
+}
+// "dense; latent attention, rotary", "mixture of 16 experts, 2 chosen, 2 shared; latent attention".
+std::string describe(const Layer& layer) {
+  const auto text = [](const auto& module) { return describe(module); };
+  return std::visit(text, layer.ffn) + "; " + std::visit(text, layer.attention);
 }
 
 std::vector<LayerKind> layer_kinds(const ModelSpec& model, const ParameterCount& count, std::int64_t tokens) {
@@ -62,7 +73,7 @@ std::vector<LayerKind> layer_kinds(const ModelSpec& model, const ParameterCount&
     std::size_t k = 0;
     while (k < kinds.size() && !(kinds[k].layer == model.layers[i])) ++k;
     if (k == kinds.size())
-      kinds.push_back({model.layers[i], 0, count.layers[i], layer_forward_flops(model.layers[i], model.width, tokens)});
+      kinds.push_back({model.layers[i], 0, count.layers[i], layer_forward_flops(model, model.layers[i], tokens)});
     ++kinds[k].count;
   }
   return kinds;
@@ -76,7 +87,7 @@ std::string params_report(const ModelSpec& model, std::int64_t tokens, std::int6
   std::string text = line(fmt::format("{}: {} parameters, {} of them active for a token", model.name,
                                       with_commas(count.total()), with_commas(count.active())));
   text += line(fmt::format("width {}, {} layers, {} tokens in the vocabulary, sequences of {} tokens", model.width,
-                           model.layers.size(), with_commas(model.vocab), with_commas(tokens)));
+                           model.layers.size(), with_commas(model.vocab()), with_commas(tokens)));
   text += '\n';
 
   Table table({{"", Align::kLeft, "", 20},
@@ -100,10 +111,10 @@ std::string params_report(const ModelSpec& model, std::int64_t tokens, std::int6
         {std::move(label), with_commas(parameters), "", flops.value ? gflop(flops) : "", "", with_commas(parameters)});
   };
   const Flops logits = logits_forward_flops(model, tokens);
-  outside(model.tied_embedding ? "embedding, also the logits'" : "embedding", count.embedding,
-          model.tied_embedding ? logits : Flops{});
+  outside(model.head.tied ? "embedding, also the logits'" : "embedding", count.embedding,
+          model.head.tied ? logits : Flops{});
   if (count.positions) outside("positions", count.positions, {});
-  outside("final norm", count.final_norm, {});
+  if (count.final_norm) outside("final norm", count.final_norm, {});
   if (count.head) outside("head", count.head, logits);
   table.add_rule();
   table.add_row({"all", "", with_commas(count.active()), gflop(forward_flops(model, tokens)),

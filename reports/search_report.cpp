@@ -170,19 +170,21 @@ std::string ratio(double time, double to) { return fmt::format("{:.2f} x", time 
 // Whether the published plan is one that the search, as it was interrupted, did not come to.
 bool published_was_not_looked_at(const SearchResult& result, const std::optional<Standing>& at,
                                  const SearchHeading& heading) {
-  return !at && heading.published.mesh.ranks() == heading.devices && may_be_legal(result, heading.published);
+  const std::optional<Plan>& published = heading.published;
+  return published && !at && published->mesh.ranks() == heading.devices && may_be_legal(result, *published);
 }
 
-// What the published plan takes, and what its mesh could do.
+// What the published plan takes, and what its mesh could do. Precondition: there is one.
 std::string published_sentence(const SearchResult& result, const std::optional<Standing>& at,
                                const SearchHeading& heading, double headroom) {
-  const std::string text = to_text(heading.published);
+  const Plan& plan = *heading.published;
+  const std::string text = to_text(plan);
   const bool not_looked_at = published_was_not_looked_at(result, at, heading);
   if (!at && !not_looked_at) {
-    return heading.published.mesh.ranks() == heading.devices
+    return plan.mesh.ranks() == heading.devices
                ? fmt::format("The plan {} ({}) is not legal in our layout.", kPublishedLabel, text)
-               : fmt::format("The plan {} ({}) is for {} devices; {} has {}.", kPublishedLabel, text,
-                             heading.published.mesh.ranks(), heading.system, heading.devices);
+               : fmt::format("The plan {} ({}) is for {} devices; {} has {}.", kPublishedLabel, text, plan.mesh.ranks(),
+                             heading.system, heading.devices);
   }
   std::string sentence;
   if (not_looked_at) {
@@ -195,7 +197,7 @@ std::string published_sentence(const SearchResult& result, const std::optional<S
     sentence = fmt::format("The plan {} ({}) does not fit: {} GiB needed, {} GiB too many.", kPublishedLabel, text,
                            gib(at->too_large->needed), gib(at->too_large->excess));
   }
-  const PlanResult* best = preferred(result, heading.usable_memory, headroom, false, heading.published.mesh);
+  const PlanResult* best = preferred(result, heading.usable_memory, headroom, false, plan.mesh);
   if (!best) return sentence;
   if (at && at->rank && row_of(result, *best).shows(at))
     return fmt::format("{} It is the best{} of its mesh.", sentence, result.complete ? "" : " looked at");
@@ -223,10 +225,11 @@ std::string search_report(const SearchResult& result, const SearchHeading& headi
                            gib(heading.usable_memory), seconds_text(result.elapsed_s)));
   const SearchResult shown = view.where.empty() ? result : matching(result, view.where);
   const PlanResult* first = preferred(shown, heading.usable_memory, view.headroom);
-  const std::optional<Standing> published = standing(result, heading.published);
+  const std::optional<Standing> published = heading.published ? standing(result, *heading.published) : std::nullopt;
+  const std::string about_published =
+      heading.published ? line(published_sentence(result, published, heading, view.headroom)) : "";
   if (result.plans.empty()) {
-    text += fmt::format("\nNo plan {}fits.\n", result.complete ? "" : "looked at ") +
-            line(published_sentence(result, published, heading, view.headroom));
+    text += fmt::format("\nNo plan {}fits.\n", result.complete ? "" : "looked at ") + about_published;
   } else if (!first) {
     text += '\n' + line(fmt::format("No plan {} matches {}.", result.complete ? "that fits" : "looked at that fits",
                                     view.where.text()));
@@ -247,7 +250,7 @@ std::string search_report(const SearchResult& result, const SearchHeading& headi
     if (most < found) title += fmt::format(", {} of {} (--top)", count(most), count(found));
     text += line(title + (view.all ? ":" : "; --all for every plan:"));
     text += '\n' + plans_table(result, rows, published_row, published, heading, view.headroom, columns) + '\n';
-    text += line(published_sentence(result, published, heading, view.headroom));
+    text += about_published;
 
     const PlanResult& fastest = shown.plans.front();
     if (first != &fastest)
@@ -294,17 +297,17 @@ OrderedJson to_json(const SearchResult& result, const SearchHeading& heading, co
     out["rejected"][reason] = r.count;
     if (r.smallest_excess) out["smallest_excess_bytes"] = r.smallest_excess->value;
   }
-  const auto published = standing(result, heading.published);
+  const auto published = heading.published ? standing(result, *heading.published) : std::nullopt;
   if (published || published_was_not_looked_at(result, published, heading)) {
     const bool has_rank = published && published->rank;
-    OrderedJson& entry = out["published"] = called(published ? published->plan : heading.published);
+    OrderedJson& entry = out["published"] = called(published ? published->plan : *heading.published);
     entry["label"] = kPublishedLabel;
     entry["looked_at"] = published.has_value();
     entry["rank"] = has_rank ? OrderedJson(*published->rank) : OrderedJson(nullptr);
     entry["ratio_to_best"] = has_rank ? OrderedJson(published->ratio_to_best) : OrderedJson(nullptr);
     entry["best_of_mesh"] = nullptr;
     if (const PlanResult* best =
-            preferred(result, heading.usable_memory, view.headroom, false, heading.published.mesh)) {
+            preferred(result, heading.usable_memory, view.headroom, false, heading.published->mesh)) {
       entry["best_of_mesh"] = called(best->plan);
       entry["best_of_mesh"]["step_time_s"] = best->step_time_s;
     }

@@ -16,7 +16,7 @@ struct SearchHeading {
   std::string config, system;  // names
   int devices = 1;
   Bytes usable_memory;               // of one device
-  Plan published;                    // published_plan() of the configuration
+  std::optional<Plan> published;     // published_plan() of the configuration, if it names one
   std::int64_t sequences = 1;        // of a step, all devices
   std::int64_t sequence_length = 1;  // tokens
 };

@@ -45,11 +45,17 @@ void residual(const Residual<Real>& residual, const Real* x, const Real* in, Rea
     for (std::int64_t r = 0; r < rows.rows(); ++r) {
       const std::int64_t at = r * residual.width + c;
       if (residual.dropout.p == 0) {
-        for (std::int64_t i = 0; i < run; ++i) out[at + i] = x[at + i] + (in[at + i] + bias[i]);
+        if (x)
+          for (std::int64_t i = 0; i < run; ++i) out[at + i] = x[at + i] + (in[at + i] + bias[i]);
+        else
+          for (std::int64_t i = 0; i < run; ++i) out[at + i] = in[at + i] + bias[i];
       } else {
         const std::int64_t token = rows.global_token(r / rows.sequences, r % rows.sequences);
         dropout_multipliers(residual.dropout, token * residual.width + c, run, multiplier);
-        for (std::int64_t i = 0; i < run; ++i) out[at + i] = x[at + i] + multiplier[i] * (in[at + i] + bias[i]);
+        if (x)
+          for (std::int64_t i = 0; i < run; ++i) out[at + i] = x[at + i] + multiplier[i] * (in[at + i] + bias[i]);
+        else
+          for (std::int64_t i = 0; i < run; ++i) out[at + i] = multiplier[i] * (in[at + i] + bias[i]);
       }
     }
   }

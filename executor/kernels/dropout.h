@@ -33,7 +33,7 @@ struct TokenRows {
 template <class Real>
 void dropout_multipliers(const Dropout& dropout, std::int64_t first, std::int64_t n, Real* out);
 
-// out = x + dropout(in + bias):  x, in and out are (rows, width) contiguous; bias is `bias_chunks` chunks of
+// out = x + dropout(in + bias), x null: 0:  x, in and out are (rows, width) contiguous; bias is `bias_chunks` chunks of
 // `width` that are summed (several, for the shared experts), or null. Element (row, c) is global element
 // global_token * width + c. out may be x or in.
 template <class Real>

@@ -45,37 +45,6 @@ void column_sum(std::int64_t rows, std::int64_t n, const Real* x, std::int64_t l
   }
 }
 
-namespace {
-
-constexpr double kTwiceRootTwoOverPi = 1.5957691216057307117597842397375;  // 2 * sqrt(2/pi)
-constexpr double kCubic = 0.044715;
-
-// From here on gelu(u) is u, its derivative 1, and at -u both are 0, to the last place: e^2z is e^603, which double can hold.
-// What comes out at the end of this range stands for all that lies beyond, where u^3 and e^2z overflow and inf * 0 is NaN.
-constexpr double kFlat = 20;
-
-}  // namespace
-
-template <class Real>
-void gelu(std::int64_t n, const Real* u, Real* a) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const Real x = u[i] < Real(-kFlat) ? Real(-kFlat) : u[i];  // NaN stays NaN
-    a[i] = x * logistic(Real(kTwiceRootTwoOverPi) * x * (Real(1) + Real(kCubic) * x * x));
-  }
-}
-
-template <class Real>
-void gelu_backward(std::int64_t n, const Real* u, const Real* da, Real* du) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const Real above = u[i] < Real(-kFlat) ? Real(-kFlat) : u[i];
-    const Real x = above > Real(kFlat) ? Real(kFlat) : above;
-    const Real e = fast_exp(-Real(kTwiceRootTwoOverPi) * x * (Real(1) + Real(kCubic) * x * x));
-    const Real s = Real(1) / (Real(1) + e);  // so 1 - s = e * s, without cancellation
-    const Real slope = Real(kTwiceRootTwoOverPi) * (Real(1) + Real(3 * kCubic) * x * x);
-    du[i] = da[i] * (s + x * s * (e * s) * slope);
-  }
-}
-
 template <class Real>
 void sigmoid(std::int64_t n, const Real* x, Real* s) {
   for (std::int64_t i = 0; i < n; ++i) s[i] = logistic(x[i]);
@@ -84,6 +53,27 @@ void sigmoid(std::int64_t n, const Real* x, Real* s) {
 template <class Real>
 void sigmoid_backward(std::int64_t n, const Real* s, const Real* ds, Real* dx) {
   for (std::int64_t i = 0; i < n; ++i) dx[i] = ds[i] * s[i] * (Real(1) - s[i]);
+}
+
+template <class Real>
+void softmax(std::int64_t rows, std::int64_t n, Real* x) {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    Real* row = x + r * n;
+    const Real top = largest(n, row);
+    for (std::int64_t c = 0; c < n; ++c) row[c] = fast_exp(row[c] - top);
+    const Real inverse = Real(1) / sum(n, row);
+    for (std::int64_t c = 0; c < n; ++c) row[c] *= inverse;
+  }
+}
+
+template <class Real>
+void softmax_backward(std::int64_t rows, std::int64_t n, const Real* y, Real* d) {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const Real* out = y + r * n;
+    Real* row = d + r * n;
+    const Real mean = dot(n, out, row);
+    for (std::int64_t c = 0; c < n; ++c) row[c] = out[c] * (row[c] - mean);
+  }
 }
 
 template void cast(std::int64_t, const float*, float*);
@@ -96,10 +86,10 @@ template void cast(std::int64_t, const double*, double*);
   template void add(std::int64_t, const Real*, Real*);                                                        \
   template void add_bias(std::int64_t, std::int64_t, const Real*, Real*, std::int64_t);                       \
   template void column_sum(std::int64_t, std::int64_t, const Real*, std::int64_t, bool, std::int64_t, Real*); \
-  template void gelu(std::int64_t, const Real*, Real*);                                                       \
-  template void gelu_backward(std::int64_t, const Real*, const Real*, Real*);                                 \
   template void sigmoid(std::int64_t, const Real*, Real*);                                                    \
-  template void sigmoid_backward(std::int64_t, const Real*, const Real*, Real*);
+  template void sigmoid_backward(std::int64_t, const Real*, const Real*, Real*);                              \
+  template void softmax(std::int64_t, std::int64_t, Real*);                                                   \
+  template void softmax_backward(std::int64_t, std::int64_t, const Real*, Real*);
 MESHWRIGHT_INSTANTIATE(float)
 MESHWRIGHT_INSTANTIATE(double)
 #undef MESHWRIGHT_INSTANTIATE

@@ -25,17 +25,6 @@ template <class Real>
 void column_sum(std::int64_t rows, std::int64_t n, const Real* x, std::int64_t ld, bool accumulate, std::int64_t repeat,
                 Real* out);
 
-// a = gelu(u) = u/2 * (1 + tanh(z)) = u * logistic(2z),  z = sqrt(2/pi) * (u + 0.044715 u^3).   In place
-// allowed. Hendrycks & Gimpel 2016. float: error below 3e-7 * max(1, |a|); double: as std::exp. On the whole real
-// line: u at +infinity, 0 (to 1e-36) at -infinity. NaN stays NaN.
-template <class Real>
-void gelu(std::int64_t n, const Real* u, Real* a);
-
-// du = da * gelu'(u),  gelu'(u) = s + u * s * (1 - s) * 2z',  s = logistic(2z).   du may be da or u. On the whole real
-// line: 1 at +infinity, 0 (to 1e-34) at -infinity. NaN stays NaN.
-template <class Real>
-void gelu_backward(std::int64_t n, const Real* u, const Real* da, Real* du);
-
 // s = 1 / (1 + e^-x).   In place allowed.
 template <class Real>
 void sigmoid(std::int64_t n, const Real* x, Real* s);
@@ -43,5 +32,13 @@ void sigmoid(std::int64_t n, const Real* x, Real* s);
 // dx = ds * s * (1 - s), from the output s of sigmoid.   dx may be ds.
 template <class Real>
 void sigmoid_backward(std::int64_t n, const Real* s, const Real* ds, Real* dx);
+
+// Each of `rows` rows of n becomes e^x / (sum of e^x), in place; no logit is too large.
+template <class Real>
+void softmax(std::int64_t rows, std::int64_t n, Real* x);
+
+// d = y (d - sum over the row of y d), in place, from the output y of softmax.
+template <class Real>
+void softmax_backward(std::int64_t rows, std::int64_t n, const Real* y, Real* d);
 
 }  // namespace meshwright::kernels

@@ -4,12 +4,22 @@
 
 namespace meshwright::kernels {
 
-// out row r = table row ids[r], for `rows` rows of `width`. Every id must be a row of the table.
-template <class Real>
-void embedding(std::int64_t rows, std::int64_t width, const std::int32_t* ids, const Real* table, Real* out);
+// Rows (t, b), row = t * sequences + b, of the tokens `ids`; every id must be a row of the table.
+struct EmbeddingRows {
+  std::int64_t rows = 0, width = 0;
+  std::int64_t sequences = 1;
+  std::int64_t position_offset = 0;  // of token t = 0 in its whole sequence
+  const std::int32_t* ids = nullptr;
+};
 
-// dtable row ids[r] += d row r, in the order of r, so the same input gives the same bits.
+// out row r = scale * table row ids[r] + positions row position_offset + t. positions may be null: 0.
 template <class Real>
-void embedding_backward(std::int64_t rows, std::int64_t width, const std::int32_t* ids, const Real* d, Real* dtable);
+void embedding(const EmbeddingRows& rows, const Real* table, const Real* positions, double scale, Real* out);
+
+// dtable row ids[r] += scale * d row r, but for rows whose id is `padding`;  dpositions row position_offset + t += d row r,
+// if dpositions is not null. In the order of r, so the same input gives the same bits.
+template <class Real>
+void embedding_backward(const EmbeddingRows& rows, const Real* d, double scale, std::int64_t padding, Real* dtable,
+                        Real* dpositions);
 
 }  // namespace meshwright::kernels

@@ -66,9 +66,13 @@ void combine(const Combine<Real>& combine, const Real* y, const Real* bias, Real
     const Real gate = combine.gate[at];
     for_each_run(combine, token, expert, [&](std::int64_t first, std::int64_t run, const Real* multiplier) {
       const Real* in = y + slot * combine.width + first;
-      const Real* b = bias + expert * combine.width + first;
       Real* target = out + row * combine.width + first;
-      for (std::int64_t i = 0; i < run; ++i) target[i] += gate * multiplier[i] * (in[i] + bias_scale * b[i]);
+      if (bias) {
+        const Real* b = bias + expert * combine.width + first;
+        for (std::int64_t i = 0; i < run; ++i) target[i] += gate * multiplier[i] * (in[i] + bias_scale * b[i]);
+      } else {
+        for (std::int64_t i = 0; i < run; ++i) target[i] += gate * multiplier[i] * in[i];
+      }
     });
   });
 }
@@ -90,37 +94,38 @@ void gate_gradient(const Combine<Real>& combine, std::int64_t hidden, const Real
                    const Real* masked, const Real* bias, Real bias_scale, Real* dgate) {
   std::fill_n(dgate, combine.rows.rows() * combine.choices, Real(0));
   for_each_kept(combine, [&](std::int64_t at, std::int64_t slot, std::int64_t, std::int64_t) {
-    dgate[at] =
-        dot(hidden, a + slot * hidden, da_raw + slot * hidden) +
-        bias_scale * dot(combine.width, masked + slot * combine.width, bias + combine.choice[at] * combine.width);
+    dgate[at] = dot(hidden, a + slot * hidden, da_raw + slot * hidden);
+    if (bias)
+      dgate[at] +=
+          bias_scale * dot(combine.width, masked + slot * combine.width, bias + combine.choice[at] * combine.width);
   });
 }
 
 template <class Real>
 void expert_scale_rows(const ExpertRows& experts, std::int64_t n, const Real* row_gate, Real* x) {
-  for (std::int64_t e = 0; e < experts.experts; ++e) {
-    for (std::int64_t r = e * experts.row_capacity; r < e * experts.row_capacity + experts.rows[e]; ++r) {
+  experts.for_each([&](std::int64_t, std::int64_t first, std::int64_t rows) {
+    for (std::int64_t r = first; r < first + rows; ++r) {
       for (std::int64_t c = 0; c < n; ++c) x[r * n + c] *= row_gate[r];
     }
-  }
+  });
 }
 
 template <class Real>
 void expert_add_bias(const ExpertRows& experts, std::int64_t n, const Real* bias, Real* x) {
-  for (std::int64_t e = 0; e < experts.experts; ++e)
-    add_bias(experts.rows[e], n, bias + e * n, x + e * experts.row_capacity * n, n);
+  experts.for_each([&](std::int64_t e, std::int64_t first, std::int64_t rows) {
+    add_bias(rows, n, bias + e * n, x + first * n, n);
+  });
 }
 
 template <class Real>
 void expert_column_sum(const ExpertRows& experts, std::int64_t n, const Real* x, const Real* row_gate, Real scale,
                        bool accumulate, Real* out) {
   double totals[kSumColumns];
-  for (std::int64_t e = 0; e < experts.experts; ++e) {
-    const std::int64_t begin = e * experts.row_capacity;
+  experts.for_each([&](std::int64_t e, std::int64_t begin, std::int64_t rows) {
     for (std::int64_t first = 0; first < n; first += kSumColumns) {
       const std::int64_t columns = std::min(kSumColumns, n - first);
       sum_rows<Real>(
-          experts.rows[e], columns,
+          rows, columns,
           [&](std::int64_t r, Real* sums) {
             const Real* row = x + (begin + r) * n + first;
             const Real weight = row_gate ? scale * row_gate[begin + r] : scale;
@@ -129,23 +134,37 @@ void expert_column_sum(const ExpertRows& experts, std::int64_t n, const Real* x,
           totals);
       store_sums(columns, totals, accumulate, out + e * n + first);
     }
-  }
+  });
 }
 
 template <class Real>
-void expert_gelu(const ExpertRows& experts, std::int64_t n, const Real* u, Real* a) {
-  for (std::int64_t e = 0; e < experts.experts; ++e) {
-    const std::int64_t first = e * experts.row_capacity * n;
-    gelu(experts.rows[e] * n, u + first, a + first);
-  }
+void expert_activation(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u, Real* a) {
+  experts.for_each([&](std::int64_t, std::int64_t first, std::int64_t rows) {
+    activation(kind, rows * n, u + first * n, a + first * n);
+  });
 }
 
 template <class Real>
-void expert_gelu_backward(const ExpertRows& experts, std::int64_t n, const Real* u, const Real* da, Real* du) {
-  for (std::int64_t e = 0; e < experts.experts; ++e) {
-    const std::int64_t first = e * experts.row_capacity * n;
-    gelu_backward(experts.rows[e] * n, u + first, da + first, du + first);
-  }
+void expert_activation_backward(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u,
+                                const Real* da, Real* du) {
+  experts.for_each([&](std::int64_t, std::int64_t first, std::int64_t rows) {
+    activation_backward(kind, rows * n, u + first * n, da + first * n, du + first * n);
+  });
+}
+
+template <class Real>
+void expert_gated_activation(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u, Real* a) {
+  experts.for_each([&](std::int64_t, std::int64_t first, std::int64_t rows) {
+    gated_activation(kind, rows, n, u + first * 2 * n, a + first * n);
+  });
+}
+
+template <class Real>
+void expert_gated_activation_backward(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u,
+                                      const Real* da, Real* du) {
+  experts.for_each([&](std::int64_t, std::int64_t first, std::int64_t rows) {
+    gated_activation_backward(kind, rows, n, u + first * 2 * n, da + first * n, du + first * 2 * n);
+  });
 }
 
 #define MESHWRIGHT_INSTANTIATE(Real)                                                                                  \
@@ -158,8 +177,12 @@ void expert_gelu_backward(const ExpertRows& experts, std::int64_t n, const Real*
   template void expert_scale_rows(const ExpertRows&, std::int64_t, const Real*, Real*);                               \
   template void expert_add_bias(const ExpertRows&, std::int64_t, const Real*, Real*);                                 \
   template void expert_column_sum(const ExpertRows&, std::int64_t, const Real*, const Real*, Real, bool, Real*);      \
-  template void expert_gelu(const ExpertRows&, std::int64_t, const Real*, Real*);                                     \
-  template void expert_gelu_backward(const ExpertRows&, std::int64_t, const Real*, const Real*, Real*);
+  template void expert_activation(const ExpertRows&, ActivationKind, std::int64_t, const Real*, Real*);               \
+  template void expert_activation_backward(const ExpertRows&, ActivationKind, std::int64_t, const Real*, const Real*, \
+                                           Real*);                                                                    \
+  template void expert_gated_activation(const ExpertRows&, ActivationKind, std::int64_t, const Real*, Real*);         \
+  template void expert_gated_activation_backward(const ExpertRows&, ActivationKind, std::int64_t, const Real*,        \
+                                                 const Real*, Real*);
 MESHWRIGHT_INSTANTIATE(float)
 MESHWRIGHT_INSTANTIATE(double)
 #undef MESHWRIGHT_INSTANTIATE

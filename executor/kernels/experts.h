@@ -2,19 +2,20 @@
 
 #include <cstdint>
 
+#include "executor/kernels/activation.h"
 #include "executor/kernels/dropout.h"
 #include "executor/kernels/gemm.h"
 
 namespace meshwright::kernels {
 
 // Everything around the experts' matrix multiplications (expert_gemm). Forward, for the kept assignments:
-//   packed = dispatch(h);  u = packed We0 + b0;  a = gelu(u);  y = a We1
+//   packed = dispatch(h);  u = packed We0 + b0;  a = act(u);  y = a We1
 //   out = combine: sum over the choices of gate * mask * (y + bias_scale * b1)
 // Backward, without y. On a tp rank with a slice of the hidden units, dgate, db1 and dh are partial sums:
 //   masked, row_gate = combine_backward(dout)         masked = mask * dout, not yet times the gate
 //   da_raw = masked We1^T
 //   dgate = gate_gradient: a . da_raw + bias_scale * masked . b1     (= masked . (y + bias_scale * b1))
-//   du = row_gate * da_raw * gelu'(u);  dWe0 = packed^T du;  db0 = column sums of du
+//   du = row_gate * da_raw * act'(u);  dWe0 = packed^T du;  db0 = column sums of du
 //   dWe1 = (row_gate * a)^T masked;  db1 = bias_scale * column sums of row_gate * masked
 //   dh = dispatch_backward(du We0^T).
 // The packed buffer and `slot`, `choice`, `gate`, `rows` are those of routing.h; (T, B, k) and (T, B, C) have
@@ -44,7 +45,7 @@ struct Combine {
 };
 
 // out (T, B, C) (+)= sum over the kept j of gate_j * mask * (y row slot_j + bias_scale * bias[choice_j]);  bias
-// is (E, C). bias_scale is 1/tp where y is a partial sum over tp ranks. Added to out if `accumulate`.
+// is (E, C), or null: 0. bias_scale is 1/tp where y is a partial sum over tp ranks. Added to out if `accumulate`.
 template <class Real>
 void combine(const Combine<Real>& combine, const Real* y, const Real* bias, Real bias_scale, bool accumulate,
              Real* out);
@@ -54,7 +55,7 @@ template <class Real>
 void combine_backward(const Combine<Real>& combine, const Real* dout, Real* masked, Real* row_gate);
 
 // dgate (T, B, k), overwritten: for kept assignments a row . da_raw row + bias_scale * masked row .
-// bias[choice_j], 0 for dropped ones. a and da_raw have rows of `hidden`.
+// bias[choice_j] (bias null: 0), 0 for dropped ones. a and da_raw have rows of `hidden`.
 template <class Real>
 void gate_gradient(const Combine<Real>& combine, std::int64_t hidden, const Real* a, const Real* da_raw,
                    const Real* masked, const Real* bias, Real bias_scale, Real* dgate);
@@ -75,10 +76,16 @@ template <class Real>
 void expert_column_sum(const ExpertRows& experts, std::int64_t n, const Real* x, const Real* row_gate, Real scale,
                        bool accumulate, Real* out);
 
-// gelu and gelu_backward (elementwise.h).
+// activation.h's, gated: u is 2n wide.
 template <class Real>
-void expert_gelu(const ExpertRows& experts, std::int64_t n, const Real* u, Real* a);
+void expert_activation(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u, Real* a);
 template <class Real>
-void expert_gelu_backward(const ExpertRows& experts, std::int64_t n, const Real* u, const Real* da, Real* du);
+void expert_activation_backward(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u,
+                                const Real* da, Real* du);
+template <class Real>
+void expert_gated_activation(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u, Real* a);
+template <class Real>
+void expert_gated_activation_backward(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u,
+                                      const Real* da, Real* du);
 
 }  // namespace meshwright::kernels

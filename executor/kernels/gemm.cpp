@@ -108,21 +108,19 @@ template <class Real>
 void expert_gemm(const ExpertRows& experts, Transpose transpose_w, std::int64_t n, std::int64_t k, const Real* a,
                  std::int64_t lda, const Real* w, Real* c, std::int64_t ldc) {
   const std::int64_t ldw = transpose_w == Transpose::kYes ? k : n;
-  for (std::int64_t e = 0; e < experts.experts; ++e) {
-    const std::int64_t first = e * experts.row_capacity;
-    gemm(Transpose::kNo, transpose_w, experts.rows[e], n, k, Real(1), a + first * lda, lda, w + e * k * n, ldw, Real(0),
+  experts.for_each([&](std::int64_t e, std::int64_t first, std::int64_t rows) {
+    gemm(Transpose::kNo, transpose_w, rows, n, k, Real(1), a + first * lda, lda, w + e * k * n, ldw, Real(0),
          c + first * ldc, ldc);
-  }
+  });
 }
 
 template <class Real>
 void expert_weight_gradient(const ExpertRows& experts, std::int64_t m, std::int64_t n, const Real* a, std::int64_t lda,
                             const Real* b, std::int64_t ldb, bool accumulate, Real* dw) {
-  for (std::int64_t e = 0; e < experts.experts; ++e) {
-    const std::int64_t first = e * experts.row_capacity;
-    gemm(Transpose::kYes, Transpose::kNo, m, n, experts.rows[e], Real(1), a + first * lda, lda, b + first * ldb, ldb,
+  experts.for_each([&](std::int64_t e, std::int64_t first, std::int64_t rows) {
+    gemm(Transpose::kYes, Transpose::kNo, m, n, rows, Real(1), a + first * lda, lda, b + first * ldb, ldb,
          Real(accumulate ? 1 : 0), dw + e * m * n, n);
-  }
+  });
 }
 
 #define MESHWRIGHT_INSTANTIATE(Real)                                                                                  \

@@ -16,12 +16,23 @@ template <class Real>
 void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, Real alpha,
           const Real* a, std::int64_t lda, const Real* b, std::int64_t ldb, Real beta, Real* c, std::int64_t ldc);
 
-// Rows of a buffer that are packed by expert: expert e owns rows [e*row_capacity, e*row_capacity + rows[e])
-// of it; the rest of its range is padding, which no kernel reads or writes. 0 <= rows[e] <= row_capacity.
+// Rows of a buffer that belong to experts: expert e has rows[e] of them, from e*row_capacity on, the rest of its range is
+// padding, which no kernel reads or writes (0 <= rows[e] <= row_capacity); or with row_capacity 0, from where those of
+// expert e-1 end.
 struct ExpertRows {
   std::int64_t experts = 0;
   std::int64_t row_capacity = 0;
   const std::int32_t* rows = nullptr;  // (experts)
+
+  // Calls f(expert, its first row, its rows).
+  template <class F>
+  void for_each(F&& f) const {
+    std::int64_t packed = 0;
+    for (std::int64_t e = 0; e < experts; ++e) {
+      f(e, row_capacity > 0 ? e * row_capacity : packed, std::int64_t{rows[e]});
+      packed += rows[e];
+    }
+  }
 };
 
 // C_e = A_e * op(W_e) for every expert e: A_e is rows[e] x k, C_e rows[e] x n, both packed by expert with

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "executor/kernels/elementwise.h"
 #include "executor/kernels/gemm.h"
 #include "executor/kernels/vector_math.h"
 #include "model/program/check.h"
@@ -60,6 +61,7 @@ LmHeadResult lm_head(const LmHead<Real>& head) {
     const std::int64_t rows = std::min(head.chunk, head.rows - first);
     const Real* x = head.x + first * C;
     gemm(Transpose::kNo, Transpose::kYes, rows, V, C, Real(1), x, C, head.table, C, Real(0), logits, V);
+    if (head.bias) add_bias(rows, V, head.bias, logits, V);
     if (head.on_logits) (*head.on_logits)(first, rows, logits);
     if (head.sum_logits) {
       for (std::int64_t i = 0; i < rows * V; ++i) {
@@ -77,6 +79,7 @@ LmHeadResult lm_head(const LmHead<Real>& head) {
          C);
     gemm(Transpose::kYes, Transpose::kNo, V, C, rows, Real(1), logits, V, x, C,
          Real(first > 0 || head.accumulate_dtable ? 1 : 0), head.dtable, C);
+    if (head.dbias) column_sum(rows, V, logits, V, first > 0 || head.accumulate_dtable, 1, head.dbias);
   }
   return result;
 }

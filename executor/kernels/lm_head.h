@@ -16,7 +16,7 @@ template <class Real>
 double cross_entropy_backward(std::int64_t rows, std::int64_t classes, const std::int32_t* targets, Real scale,
                               Real* logits);
 
-// Output head with a table shared with the embedding: logits = x table^T, cross-entropy against targets;
+// Output head with a table shared with the embedding: logits = x table^T + bias, cross-entropy against targets;
 // `chunk` rows at a time, so that the logits of all rows never exist together. FLOPs: 2 * rows * width *
 // vocabulary forward only, 3 times that with gradients.
 template <class Real>
@@ -27,6 +27,7 @@ struct LmHead {
   std::int64_t chunk = 0;                 // rows of a chunk, >= 1
   const Real* x = nullptr;                // (rows, C)
   const Real* table = nullptr;            // (V, C)
+  const Real* bias = nullptr;             // (V), or none: 0
   const std::int32_t* targets = nullptr;  // (rows), in [0, V)
   Real* scratch = nullptr;                // lm_head_scratch() elements
 
@@ -34,7 +35,8 @@ struct LmHead {
   Real loss_scale = 1;
   Real* dx = nullptr;             // (rows, C), overwritten
   Real* dtable = nullptr;         // (V, C)
-  bool accumulate_dtable = true;  // added to dtable, or overwriting it (rows >= 1)
+  Real* dbias = nullptr;          // (V), or none
+  bool accumulate_dtable = true;  // added to dtable and dbias, or overwriting them (rows >= 1)
 
   // For tests and evaluation.
   bool sum_logits = false;

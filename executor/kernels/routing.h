@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "model/program/op.h"
+
 namespace meshwright::kernels {
 
 // Mixture-of-experts routing, every sequence by itself (so that it does not depend on how sequences are cut
@@ -9,25 +11,15 @@ namespace meshwright::kernels {
 //
 //   t: token in [0, T)   b: sequence in [0, B)   e: expert in [0, E)   j: choice in [0, k), k <= E
 //
-// Scores are (T, B, E): row t*B + b. A score is positive (a sigmoid).
-struct RoutingShape {
-  std::int64_t tokens = 0;     // T, whole sequences
-  std::int64_t sequences = 0;  // B
-  std::int64_t experts = 0;    // E
-  std::int64_t choices = 0;    // k
-  std::int64_t capacity = 0;   // assignments that an expert takes from one sequence, >= 0
+// Scores are (T, B, E): row t*B + b. A score is positive. Shapes and rules: RouteShape and RoutingRule (op.h).
 
-  // Rows of an expert in the packed buffer.
-  std::int64_t row_capacity() const { return sequences * capacity; }
-};
-
-// What routing decides. Rows of expert e in the packed buffer (E * B*capacity rows) start at e * B*capacity;
-// the kept assignments fill them from there without gaps, sequence by sequence.
+// What routing decides. The kept assignments of expert e fill its rows of the row buffers (RouteShape) without gaps,
+// sequence by sequence.
 template <class Real>
 struct Routing {
   std::int32_t* choice = nullptr;  // (T, B, k): expert
   std::int32_t* slot = nullptr;    // (T, B, k): row of the packed buffer, -1 if dropped
-  Real* gate = nullptr;            // (T, B, k): s_j / sum over the k choices; not renormalised after drops
+  Real* gate = nullptr;            // (T, B, k), by the rule; not renormalised after drops
   std::int32_t* rows = nullptr;    // (E): kept rows
   Real* fraction = nullptr;        // (B, E): f[b][e] = (choices of e, before the cut) / T, for the balance term
 };
@@ -41,36 +33,38 @@ struct RoutingStatistics {
 };
 
 // Elements of scratch: T + E.
-std::int64_t routing_scratch(const RoutingShape& shape);
+std::int64_t routing_scratch(const RouteShape& shape);
 
-// For each sequence: the k largest scores of a token, descending, ties to the lower expert; tokens ordered by
+// For each sequence: the k choices of a token by the rule, of scores + bias (E; null: 0), best first; tokens ordered by
 // descending first-choice gate, ties by token; then, for j = 0..k-1 and tokens in that order, an assignment
-// is kept while its expert has taken fewer than `capacity`.
+// is kept while its expert has taken fewer than `capacity`. With capacity 0 all are kept, in the order of j and tokens.
 template <class Real>
-void route(const RoutingShape& shape, const Real* scores, const Routing<Real>& routing,
-           const RoutingStatistics& statistics, std::int32_t* scratch);
+void route(const RouteShape& shape, const RoutingRule& rule, const Real* scores, const Real* bias,
+           const Routing<Real>& routing, const RoutingStatistics& statistics, std::int32_t* scratch);
 
 // The same with the decisions taken from a record: choice (T, B, k) and kept (T, B, k; 0 or 1, at most
-// `capacity` per sequence and expert). Gates and statistics are computed from the scores given now. `choice`
+// `capacity` per sequence and expert, or with capacity 0 all). Gates and statistics are computed from the scores given now. `choice`
 // may be routing.choice.
 template <class Real>
-void replay_routing(const RoutingShape& shape, const Real* scores, const std::int32_t* choice, const std::uint8_t* kept,
-                    const Routing<Real>& routing, const RoutingStatistics& statistics, std::int32_t* scratch);
+void replay_routing(const RouteShape& shape, const RoutingRule& rule, const Real* scores, const std::int32_t* choice,
+                    const std::uint8_t* kept, const Routing<Real>& routing, const RoutingStatistics& statistics,
+                    std::int32_t* scratch);
 
 // dscores (T, B, E), overwritten, from the gradient of the gates (T, B, k; 0 where dropped): with S = sum
-// over the choices,
-//   dscores at choice j = (dgate_j - sum over i of dgate_i * gate_i) / S,   0 elsewhere.
+// over the choices + epsilon,
+//   dscores at choice j = (scale * dgate_j - sum over i of dgate_i * gate_i) / S,   not normalised: scale * dgate_j;
+// 0 elsewhere.
 // Linear in dgate, so partial sums of dgate give partial sums of dscores.
 template <class Real>
-void routing_backward(const RoutingShape& shape, const Real* scores, const std::int32_t* choice, const Real* gate,
-                      const Real* dgate, Real* dscores);
+void routing_backward(const RouteShape& shape, const RoutingRule& rule, const Real* scores, const std::int32_t* choice,
+                      const Real* gate, const Real* dgate, Real* dscores);
 
 // Adds the gradient of coefficient * sum over b, e of f[b][e] * P[b][e] with respect to the scores of
 // `tokens` tokens, to whose first row `scores` and `dscores` point (f is a constant):
 //   dscores(t, b, e) += coefficient / T * (f[e] - sum over e' of f[e'] s[e'] / S) / S,   S = sum of s[e']
 // shape.tokens stays the length T of the whole sequence.
 template <class Real>
-void balance_backward(const RoutingShape& shape, std::int64_t tokens, const Real* scores, const Real* fraction,
+void balance_backward(const RouteShape& shape, std::int64_t tokens, const Real* scores, const Real* fraction,
                       Real coefficient, Real* dscores);
 
 }  // namespace meshwright::kernels

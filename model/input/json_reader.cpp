@@ -501,6 +501,26 @@ std::optional<std::vector<std::int64_t>> ObjectReader::integers(std::string_view
   return numbers;
 }
 
+std::optional<std::vector<std::string>> ObjectReader::words(std::string_view key,
+                                                            const std::vector<std::string>& choices,
+                                                            std::string_view hint) {
+  const std::string allowed =
+      "an array of strings, each " + std::string(choices.size() > 1 ? "one of " : "") + join(choices);
+  const Json* value = find(key, allowed, hint);
+  if (value == nullptr) return std::nullopt;
+  std::vector<std::string> found;
+  for (const Json& element : value->is_array() ? *value : Json::array()) {
+    if (!element.is_string() || std::find(choices.begin(), choices.end(), element.get<std::string>()) == choices.end())
+      break;
+    found.push_back(element.get<std::string>());
+  }
+  if (!value->is_array() || found.size() != value->size()) {
+    refuse(key, *value, allowed, hint);
+    return std::nullopt;
+  }
+  return found;
+}
+
 std::optional<ObjectReader> ObjectReader::object(std::string_view key, std::string_view hint) {
   const Json* value = find(key, "an object", hint);
   if (value == nullptr) return std::nullopt;
@@ -529,6 +549,25 @@ bool ObjectReader::has(std::string_view key) {
   return node_->object->find(key) != node_->object->end();
 }
 
+bool ObjectReader::given(std::string_view key) {
+  return has(key) && (reader_->null_ == NullIs::kAValue || !node_->object->find(key)->is_null());
+}
+
+std::int64_t ObjectReader::integer_or(std::string_view key, std::int64_t otherwise, IntegerRange range,
+                                      std::string_view hint) {
+  return given(key) ? integer(key, range, hint).value_or(otherwise) : otherwise;
+}
+double ObjectReader::number_or(std::string_view key, double otherwise, NumberRange range, std::string_view hint) {
+  return given(key) ? number(key, range, hint).value_or(otherwise) : otherwise;
+}
+bool ObjectReader::boolean_or(std::string_view key, bool otherwise, std::string_view hint) {
+  return given(key) ? boolean(key, hint).value_or(otherwise) : otherwise;
+}
+std::string ObjectReader::one_of_or(std::string_view key, std::string_view otherwise,
+                                    const std::vector<std::string>& choices, std::string_view hint) {
+  return given(key) ? one_of(key, choices, hint).value_or(std::string(otherwise)) : std::string(otherwise);
+}
+
 std::string ObjectReader::value_text(std::string_view key) const {
   const auto value = node_->object->find(key);
   return value == node_->object->end() ? "" : shown(*value);
@@ -540,10 +579,16 @@ std::vector<std::string> ObjectReader::keys() const {
   return names;
 }
 
+std::vector<std::string> ObjectReader::unknown_keys() const {
+  std::vector<std::string> names = keys();
+  std::erase_if(names, [&](const std::string& key) { return node_->known.contains(key); });
+  return names;
+}
+
 const std::string& ObjectReader::path() const { return node_->path; }
 std::string ObjectReader::path(std::string_view key) const { return json_path(node_->path, key); }
 
-JsonReader::JsonReader(const JsonDocument& document) : document_(document) {}
+JsonReader::JsonReader(const JsonDocument& document, NullIs null) : document_(document), null_(null) {}
 JsonReader::~JsonReader() = default;
 
 ObjectReader JsonReader::open(const Json& object, std::string path) {

@@ -105,12 +105,25 @@ class ObjectReader {
   // An array of `count` integers, each in `range`; of any number of them without `count`.
   std::optional<std::vector<std::int64_t>> integers(std::string_view key, std::optional<std::size_t> count,
                                                     IntegerRange range, std::string_view hint = "");
+  // An array of strings, each one of `choices`.
+  std::optional<std::vector<std::string>> words(std::string_view key, const std::vector<std::string>& choices,
+                                                std::string_view hint = "");
   std::optional<ObjectReader> object(std::string_view key, std::string_view hint = "");
   std::optional<std::vector<ObjectReader>> objects(std::string_view key, std::string_view hint = "");
 
+  // The same for optional keys: `otherwise` where it is not given(). Also where the value is refused, but then finish()
+  // throws.
+  std::int64_t integer_or(std::string_view key, std::int64_t otherwise, IntegerRange range, std::string_view hint = "");
+  double number_or(std::string_view key, double otherwise, NumberRange range, std::string_view hint = "");
+  bool boolean_or(std::string_view key, bool otherwise, std::string_view hint = "");
+  std::string one_of_or(std::string_view key, std::string_view otherwise, const std::vector<std::string>& choices,
+                        std::string_view hint = "");
+
   bool has(std::string_view key);                      // for optional keys
+  bool given(std::string_view key);                    // the same, unless null stands there and means NullIs::kMissing
   std::string value_text(std::string_view key) const;  // the value at a key as diagnostics say it; empty: there is none
   std::vector<std::string> keys() const;               // for objects whose keys are names that the user chooses
+  std::vector<std::string> unknown_keys() const;       // so far; for documents in which finish() is not to refuse them
   const std::string& path() const;                     // of this object
   std::string path(std::string_view key) const;
 
@@ -125,10 +138,13 @@ class ObjectReader {
   Node* node_;
 };
 
+// What null means as the value of an optional key.
+enum class NullIs : std::uint8_t { kAValue, kMissing };
+
 // Collects what is wrong while a document is read. Keeps a reference to the document, which must outlive it.
 class JsonReader {
  public:
-  explicit JsonReader(const JsonDocument& document);
+  explicit JsonReader(const JsonDocument& document, NullIs null = NullIs::kAValue);
   ~JsonReader();
   JsonReader(const JsonReader&) = delete;
   JsonReader& operator=(const JsonReader&) = delete;
@@ -148,6 +164,7 @@ class JsonReader {
   ObjectReader open(const Json& object, std::string path);
 
   const JsonDocument& document_;
+  NullIs null_;
   std::vector<std::unique_ptr<ObjectReader::Node>> nodes_;  // ObjectReaders point at them
   std::map<std::string, const Json*> read_;
   std::vector<Diagnostic> diagnostics_;

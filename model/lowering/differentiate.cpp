@@ -1,11 +1,11 @@
 #include "model/lowering/differentiate.h"
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <utility>
 #include <vector>
 
-#include "model/lowering/piece_builder.h"
 #include "model/program/check.h"
 #include "model/program/derivative.h"
 #include "model/program/op_work.h"
@@ -13,7 +13,12 @@
 namespace meshwright {
 namespace {
 
+// Whether its elements follow each other, so that rows and columns are only a way to see them.
+bool is_contiguous(const View& v) { return (v.ld == v.cols || v.rows == 1) && !v.own_rows && !v.own_cols; }
+std::int64_t count(const View& v) { return v.rows * v.cols; }
+
 bool same_window(const View& a, const View& b) {
+  if (is_contiguous(a) && is_contiguous(b)) return a.offset == b.offset && count(a) == count(b);
   return a.rows == b.rows && a.cols == b.cols && a.offset == b.offset && a.own_rows == b.own_rows &&
          a.own_cols == b.own_cols;
 }
@@ -64,7 +69,7 @@ class Differentiator final : public Backward {
       const Gradient& g = gradients_[static_cast<std::size_t>(t)];
       if (tensor(t).frame == Frame::kX)
         check(g.whole && g.tensor == d_, "{}: the gradient of {} does not end in kD", forward_.name, tensor(t).name);
-      if (tensor(t).frame == Frame::kWeights)
+      if (tensor(t).frame == Frame::kWeights && !is_buffer(tensor(t)))
         check(cover(g, all_of(t)) == Cover::kWhole, "{}: {} has no gradient", forward_.name, tensor(t).name);
     }
   }
@@ -109,8 +114,14 @@ class Differentiator final : public Backward {
 
   void pass(const View& read, const View& d) override {
     Gradient& g = gradients_[index(read)];
-    check(!g && same_window(read, all_of(read.tensor)) && d.rows == read.rows && d.cols == read.cols,
-          "{}: {} has a gradient already", forward_.name, tensor(read.tensor).name);
+    check(!g && same_window(read, all_of(read.tensor)) && count(d) == count(read), "{}: {} has a gradient already",
+          forward_.name, tensor(read.tensor).name);
+    if (tensor(read.tensor).frame == Frame::kX && d.tensor != d_) {  // it leaves in kD, wherever it came together
+      g = {.tensor = residual_gradient(read.tensor), .whole = true};
+      expect_unshared(read.tensor);
+      add(Cast{d, seen_as(d, g.tensor)});
+      return;
+    }
     g = {.tensor = d.tensor, .whole = true};
   }
 
@@ -186,26 +197,38 @@ class Differentiator final : public Backward {
   }
 
   enum class Cover { kNone, kPartly, kWhole };
-  // How much of a window has been written. Windows side by side over all rows make up a whole; others that are not the
-  // same count as a part.
+  // How much of a window has been written. Windows one behind the other, or side by side over all rows, make up a whole;
+  // others that are not the same count as a part.
   Cover cover(const Gradient& g, const View& v) const {
     if (!g || (!g.whole && g.written.empty())) return Cover::kNone;
     if (g.whole) return Cover::kWhole;
     for (const View& w : g.written)
       if (same_window(w, v)) return Cover::kWhole;
-    const std::int64_t rows = all_of(v.tensor).rows;
-    const auto is_columns = [&](const View& w) { return !w.own_rows && !w.own_cols && w.rows == rows; };
-    if (!is_columns(v) || !std::all_of(g.written.begin(), g.written.end(), is_columns)) return Cover::kPartly;
+    const auto all = [&](auto&& is) { return is(v) && std::all_of(g.written.begin(), g.written.end(), is); };
+    if (all(is_contiguous)) return cover_spans(g, v, count);
+    const View whole = all_of(v.tensor);
+    const auto is_columns = [&](const View& w) {
+      return !w.own_rows && !w.own_cols && w.rows == whole.rows && w.ld == whole.ld;
+    };
+    const View seen = same_window(v, whole) ? whole : v;
+    if (is_columns(seen) && std::all_of(g.written.begin(), g.written.end(), is_columns))
+      return cover_spans(g, seen, [](const View& w) { return w.cols; });
+    return Cover::kPartly;
+  }
+  // The same, of windows [offset, offset + length(window)).
+  template <class Length>
+  static Cover cover_spans(const Gradient& g, const View& v, Length length) {
     std::vector<std::pair<std::int64_t, std::int64_t>> spans;
-    for (const View& w : g.written) spans.emplace_back(w.offset, w.offset + w.cols);
+    for (const View& w : g.written) spans.emplace_back(w.offset, w.offset + length(w));
     std::sort(spans.begin(), spans.end());
     std::int64_t at = v.offset;
+    const std::int64_t end_of_v = v.offset + length(v);
     bool touched = false;
     for (const auto& [begin, end] : spans) {
-      touched |= begin < v.offset + v.cols && v.offset < end;
+      touched |= begin < end_of_v && v.offset < end;
       if (begin <= at) at = std::max(at, end);
     }
-    return !touched ? Cover::kNone : at >= v.offset + v.cols ? Cover::kWhole : Cover::kPartly;
+    return !touched ? Cover::kNone : at >= end_of_v ? Cover::kWhole : Cover::kPartly;
   }
 
   // What nothing has been written to is 0: from its birth on, so that all else is added.
@@ -228,10 +251,18 @@ class Differentiator final : public Backward {
               forward_.tensors[other].name);
   }
 
+  bool is_buffer(const Tensor& weight) const {
+    if (!frames_.block) return false;
+    const std::int64_t at = weight.offset / size_of(weight.dtype);
+    const std::vector<Unit>& units = frames_.block->units;
+    return std::any_of(units.begin(), units.end(),
+                       [&](const Unit& u) { return !u.trained && u.offset <= at && at < u.offset + u.padded; });
+  }
+
   void clear_padding() {
     if (frames_.accumulate || !frames_.block) return;
     for (const Unit& unit : frames_.block->units)
-      if (const std::int64_t pad = unit.padded - unit.elements)
+      if (const std::int64_t pad = unit.padded - unit.elements; unit.trained && pad > 0)
         add(Fill{{declare({"d." + unit.name + ".padding",
                            {1, pad},
                            frames_.state,
@@ -253,6 +284,7 @@ class Differentiator final : public Backward {
     const Op& op = writer(t);
     if (const Collective* c = gather(op)) return is_cheap(c->src.tensor);
     if (const auto* norm = std::get_if<RmsNorm>(&op)) return norm->out.tensor == t;  // 1/rms is small: kept
+    if (const auto* norm = std::get_if<LayerNorm>(&op)) return norm->out.tensor == t;
     return is_cheap_again(op);
   }
 
@@ -335,37 +367,86 @@ class Differentiator final : public Backward {
   std::size_t now_ = 0;  // the operation whose rule runs
 };
 
-// The part of the computation that leads to what is kept, once more, in front of the backward.
-void compute_kept_again(const Piece& computation, const Differentiator& derived, Piece& backward) {
-  std::vector<bool> needed = derived.kept();
+// Which of the values that a backward needs it computes again instead of keeping them, by tensor.
+std::vector<bool> computed_again(const Piece& computation, const std::vector<bool>& needed, const StashPolicy& policy) {
+  std::vector<bool> again(needed.size(), false);
+  if (policy.recompute == Recompute::kFull) return needed;
+  if (policy.recompute != Recompute::kSelective) {
+    for (std::size_t t = 0; t < needed.size(); ++t)
+      if (needed[t] && policy.parts && (*policy.parts)[t]) again[t] = policy.recompute.has(*(*policy.parts)[t]);
+    return again;
+  }
+  struct Candidate {
+    std::size_t tensor;
+    double flops_per_byte;
+  };
+  std::vector<Candidate> candidates;
+  std::int64_t left = 0;
+  for (std::size_t t = 0; t < needed.size(); ++t) {
+    if (!needed[t]) continue;
+    left += computation.tensors[t].bytes();
+    std::int64_t flops = 0, bytes = 0;
+    bool communicates = false;
+    for (const Op& op : computation.ops) {
+      bool writes_it = false;
+      std::int64_t written = 0;
+      for_each_operand(op, [&](std::string_view field, const View& v, Access access) {
+        if (access == Access::kRead || field == "scratch") return;
+        writes_it |= static_cast<std::size_t>(v.tensor) == t;
+        written += computation.tensors[static_cast<std::size_t>(v.tensor)].bytes();
+      });
+      if (!writes_it) continue;
+      communicates |= std::holds_alternative<Collective>(op);
+      flops += work_of(op, computation).flops.value;
+      bytes = std::max(bytes, written);
+    }
+    if (!communicates) candidates.push_back({t, static_cast<double>(flops) / static_cast<double>(bytes)});
+  }
+  std::ranges::stable_sort(candidates, {}, &Candidate::flops_per_byte);
+  const std::int64_t half = left / 2;
+  for (const Candidate& c : candidates) {
+    if (left <= half) break;
+    again[c.tensor] = true;
+    left -= computation.tensors[c.tensor].bytes();
+  }
+  return again;
+}
+
+// The part of the computation that leads from what is kept to what is computed again, in front of the backward.
+void compute_in_front(const Piece& computation, const Differentiator& derived, const std::vector<bool>& again_,
+                      Piece& backward) {
+  const auto kept = [&](TensorId t) {
+    return derived.kept()[static_cast<std::size_t>(t)] && !again_[static_cast<std::size_t>(t)];
+  };
+  std::vector<bool> needed = again_;
   std::vector<bool> runs(computation.ops.size(), false);
+  const auto once_more = [&](const Op& op) { return again(op, [&](const View& v) { return kept(v.tensor); }); };
   for (std::size_t i = computation.ops.size(); i-- > 0;) {
     for_each_operand(computation.ops[i], [&](std::string_view, const View& v, Access access) {
       if (access != Access::kRead && needed[static_cast<std::size_t>(v.tensor)]) runs[i] = true;
     });
     if (!runs[i]) continue;
-    for_each_operand(
-        again(computation.ops[i], [](const View&) { return false; }),
-        [&](std::string_view, const View& v, Access) { needed[static_cast<std::size_t>(v.tensor)] = true; });
+    for_each_operand(once_more(computation.ops[i]), [&](std::string_view, const View& v, Access access) {
+      if (access != Access::kWrite && !kept(v.tensor)) needed[static_cast<std::size_t>(v.tensor)] = true;
+    });
   }
-  // What is kept lies in the workspace now; what only leads to it is this part's own.
-  std::vector<TensorId> place(computation.tensors.size(), kNoTensor);
-  for (std::size_t t = 0; t < place.size(); ++t)
-    if (derived.kept()[t]) {
-      place[t] = derived.values()[t];
-      backward.tensors[static_cast<std::size_t>(place[t])].frame = Frame::kWorkspace;
-    } else if (computation.tensors[t].frame != Frame::kWorkspace) {
-      place[t] = derived.values()[t];
-    }
+  // What is computed again lies in the workspace; what only leads to it is this part's own.
+  std::vector<TensorId> place(computation.tensors.size(), kNoTensor), spare = place;
+  for (std::size_t t = 0; t < place.size(); ++t) {
+    if (derived.kept()[t] || computation.tensors[t].frame != Frame::kWorkspace) place[t] = derived.values()[t];
+    if (again_[t]) backward.tensors[static_cast<std::size_t>(place[t])].frame = Frame::kWorkspace;
+  }
   std::vector<Op> ops;
   for (std::size_t i = 0; i < computation.ops.size(); ++i) {
     if (!runs[i]) continue;
-    Op op = again(computation.ops[i], [](const View&) { return false; });
-    map_operands(op, [&](std::string_view, View& v, Access) {
+    Op op = once_more(computation.ops[i]);
+    map_operands(op, [&](std::string_view, View& v, Access access) {
       if (!v) return;
-      TensorId& at = place[static_cast<std::size_t>(v.tensor)];
+      const auto t = static_cast<std::size_t>(v.tensor);
+      // What is kept stays as it is, even if an operation that runs again would write it once more.
+      TensorId& at = kept(v.tensor) && access != Access::kRead ? spare[t] : place[t];
       if (at == kNoTensor) {
-        backward.tensors.push_back(computation.tensors[static_cast<std::size_t>(v.tensor)]);
+        backward.tensors.push_back(computation.tensors[t]);
         at = static_cast<TensorId>(backward.tensors.size()) - 1;
       }
       v.tensor = at;
@@ -406,27 +487,124 @@ void finish(Piece& piece) {
 }  // namespace
 
 Differentiated differentiate(const Piece& computation, const MeshShape& mesh, const GradientFrames& frames,
-                             Recompute recompute, const std::string& name) {
+                             const StashPolicy& policy, const std::string& name) {
   Differentiator derived(computation, mesh, frames, false);
   derived.run();
   Differentiated out{.forward = computation, .backward = derived.take()};
   out.forward.name = name + ".forward";
   out.backward.name = name + ".backward";
-  if (recompute == Recompute::kFull) {
-    compute_kept_again(computation, derived, out.backward);
-  } else {
-    for (std::size_t t = 0; t < computation.tensors.size(); ++t) {
-      if (!derived.kept()[t]) continue;
-      Tensor& kept = out.forward.tensors[t];
-      kept.frame = Frame::kStash;
-      kept.offset = out.stash_bytes;
-      out.backward.tensors[static_cast<std::size_t>(derived.values()[t])].offset = out.stash_bytes;
-      out.stash_bytes += align_up(kept.bytes());
-    }
+  const std::vector<bool> again = computed_again(computation, derived.kept(), policy);
+  for (std::size_t t = 0; t < computation.tensors.size(); ++t) {
+    if (!derived.kept()[t] || again[t]) continue;
+    Tensor& kept = out.forward.tensors[t];
+    kept.frame = Frame::kStash;
+    kept.offset = out.stash_bytes;
+    out.backward.tensors[static_cast<std::size_t>(derived.values()[t])].offset = out.stash_bytes;
+    out.stash_bytes += align_up(kept.bytes());
   }
+  if (std::ranges::find(again, true) != again.end()) compute_in_front(computation, derived, again, out.backward);
   finish(out.forward);
   small_collectives_first(out.backward, mesh);
   finish(out.backward);
+  return out;
+}
+
+namespace {
+
+// Operations that the last value of kD depends on. What they change in place is theirs, too.
+std::vector<bool> leading_to_input(const Piece& backward) {
+  std::vector<bool> leads(backward.ops.size(), false), wanted(backward.tensors.size(), false);
+  for (std::size_t t = 0; t < wanted.size(); ++t) wanted[t] = backward.tensors[t].frame == Frame::kD;
+  for (std::size_t i = backward.ops.size(); i-- > 0;) {
+    for_each_operand(backward.ops[i], [&](std::string_view, const View& v, Access access) {
+      if (access != Access::kRead && wanted[static_cast<std::size_t>(v.tensor)]) leads[i] = true;
+    });
+    if (!leads[i]) continue;
+    for_each_operand(backward.ops[i], [&](std::string_view, const View& v, Access access) {
+      if (access != Access::kWrite) wanted[static_cast<std::size_t>(v.tensor)] = true;
+    });
+  }
+  return leads;
+}
+
+void drop_unused(Piece& piece) {
+  std::vector<TensorId> place(piece.tensors.size(), kNoTensor);
+  std::vector<Tensor> used;
+  for (Op& op : piece.ops)
+    map_operands(op, [&](std::string_view, View& v, Access) {
+      if (!v) return;
+      TensorId& at = place[static_cast<std::size_t>(v.tensor)];
+      if (at == kNoTensor) {
+        at = static_cast<TensorId>(used.size());
+        used.push_back(piece.tensors[static_cast<std::size_t>(v.tensor)]);
+      }
+      v.tensor = at;
+    });
+  piece.tensors = std::move(used);
+}
+
+}  // namespace
+
+SplitBackward split(const Piece& backward, std::int64_t stash_begin) {
+  const std::vector<bool> leads = leading_to_input(backward);
+  std::vector<Tensor> tensors = backward.tensors;
+  const auto changes = [&](std::size_t i, TensorId t) {
+    bool found = false;
+    for_each_operand(backward.ops[i], [&](std::string_view, const View& v, Access access) {
+      found |= access != Access::kRead && v.tensor == t;
+    });
+    return found;
+  };
+  // The weights' part reads a value that the input's part changes later: the latter leaves a copy before it does.
+  std::vector<std::vector<Op>> copies(backward.ops.size());  // in front of an operation
+  std::map<std::pair<TensorId, std::size_t>, TensorId> copy_of;
+  SplitBackward out;
+  out.input.name = backward.name + ".input";
+  out.weights.name = backward.name + ".weights";
+  for (std::size_t i = 0; i < backward.ops.size(); ++i) {
+    if (leads[i] || std::holds_alternative<Free>(backward.ops[i])) continue;
+    Op op = backward.ops[i];
+    map_operands(op, [&](std::string_view, View& v, Access access) {
+      if (!v || access == Access::kWrite) return;
+      std::size_t next = i + 1;
+      while (next < backward.ops.size() && !(leads[next] && changes(next, v.tensor))) ++next;
+      if (next == backward.ops.size()) return;
+      const auto [copy, is_new] = copy_of.emplace(std::pair(v.tensor, next), static_cast<TensorId>(tensors.size()));
+      if (is_new) {
+        const Tensor& of = backward.tensors[static_cast<std::size_t>(v.tensor)];
+        const std::int64_t n = elements(of.shape);
+        tensors.push_back({of.name + ".then", of.shape, of.dtype, Frame::kWorkspace, 0});
+        copies[next].emplace_back(Cast{{v.tensor, 1, n, n, 0}, {copy->second, 1, n, n, 0}});
+      }
+      v.tensor = copy->second;
+    });
+    out.weights.ops.push_back(std::move(op));
+  }
+  for (std::size_t i = 0; i < backward.ops.size(); ++i) {
+    if (!leads[i]) continue;
+    for (Op& copy : copies[i]) out.input.ops.push_back(std::move(copy));
+    out.input.ops.push_back(backward.ops[i]);
+  }
+  std::vector<bool> left(tensors.size(), false), wanted = left;
+  for (const Op& op : out.input.ops)
+    for_each_operand(op, [&](std::string_view, const View& v, Access access) {
+      if (access != Access::kRead) left[static_cast<std::size_t>(v.tensor)] = true;
+    });
+  for (const Op& op : out.weights.ops)
+    for_each_operand(op, [&](std::string_view, const View& v, Access access) {
+      if (access != Access::kWrite) wanted[static_cast<std::size_t>(v.tensor)] = true;
+    });
+  for (std::size_t t = 0; t < tensors.size(); ++t) {
+    if (tensors[t].frame != Frame::kWorkspace || !left[t] || !wanted[t]) continue;
+    tensors[t].frame = Frame::kStash;
+    tensors[t].offset = stash_begin + out.stash_bytes;
+    out.stash_bytes += align_up(tensors[t].bytes());
+  }
+  for (Piece* piece : {&out.input, &out.weights}) {
+    piece->tensors = tensors;
+    drop_unused(*piece);
+    finish(*piece);
+  }
   return out;
 }
 

@@ -22,23 +22,21 @@ std::string divisors(std::int64_t n, std::int64_t at_most = std::numeric_limits<
   return fmt::format("{}", fmt::join(all, ", "));
 }
 
-}  // namespace
-
-std::optional<std::string> not_lowerable(const ModelSpec& model) {
-  for (const LayerSpec& layer : model.layers) {
-    if (!std::holds_alternative<MlaSpec>(layer.attention)) return "multi-head attention";
-    if (layer.norm != NormKind::kRmsNormWithShift) return "LayerNorm";
-    if (const auto* ffn = std::get_if<DenseFfnSpec>(&layer.ffn)) {
-      if (ffn->gated) return "a gated feed-forward";
-      if (!ffn->bias) return "a feed-forward without biases";
-      if (ffn->activation != Activation::kGeluTanh) return "an activation other than GELU";
-    }
+// What the channels that tp cuts in feed-forwards and experts, all layers together, have in common as a divisor.
+std::int64_t cut_channels(const ModelSpec& model) {
+  std::int64_t common = 0;
+  std::vector<const Layer*> kinds;
+  for (const Layer& layer : model.layers) {
+    if (std::ranges::any_of(kinds, [&](const Layer* kind) { return *kind == layer; })) continue;
+    kinds.push_back(&layer);
+    for (const ParameterSpec& p : parameters(model, layer))
+      if (p.tp.kind == Layout::Kind::kShard && p.module != ModuleKind::kAttention)
+        common = std::gcd(common, p.shape[static_cast<std::size_t>(p.tp.dim)] / p.tp.blocks);
   }
-  if (!model.tied_embedding) return "an untied embedding";
-  if (model.learned_positions) return "learned positions";
-  if (model.final_norm != NormKind::kRmsNormWithShift) return "LayerNorm";
-  return std::nullopt;
+  return common;
 }
+
+}  // namespace
 
 std::optional<Illegality> unschedulable(int pp, std::int64_t microbatches) {
   if (microbatches <= kLargestSchedule / pp) return std::nullopt;
@@ -56,7 +54,7 @@ std::vector<Illegality> illegalities(const ModelSpec& model, const TrainingShape
              fmt::format("mesh {}, microbatches {}, fsdp {}", to_string(plan.mesh), plan.microbatches, plan.fsdp),
              "mesh and microbatches at least 1, fsdp 0 to 3"}};
   std::int64_t heads_gcd = 0;
-  for (const LayerSpec& layer : model.layers)
+  for (const Layer& layer : model.layers)
     heads_gcd = std::gcd(heads_gcd, std::gcd(heads(layer.attention), kv_heads(layer.attention)));
   if (heads_gcd % tp)
     found.push_back({"tp does not divide the heads", fmt::format("{} heads, tp {}", heads_gcd, tp),
@@ -64,16 +62,10 @@ std::vector<Illegality> illegalities(const ModelSpec& model, const TrainingShape
   if (shape.tokens % tp)
     found.push_back({"tp does not divide the sequence length", fmt::format("{} tokens, tp {}", shape.tokens, tp),
                      "a power of two, or a tp that divides it"});
-  for (const LayerSpec& layer : model.layers) {
-    const auto* moe = std::get_if<MoeSpec>(&layer.ffn);
-    const std::int64_t hidden = moe ? moe->hidden : std::get<DenseFfnSpec>(layer.ffn).hidden;
-    if (hidden % tp || (moe && model.width % tp)) {
-      found.push_back({"tp does not divide the feed-forward",
-                       fmt::format("hidden width {}, width {}, tp {}", hidden, model.width, tp),
-                       "tp from " + divisors(std::gcd(hidden, model.width), 64)});
-      break;
-    }
-  }
+  if (const std::int64_t channels = cut_channels(model); channels % tp)
+    found.push_back({"tp does not divide the feed-forward",
+                     fmt::format("all that it would cut is a multiple of {} channels, tp {}", channels, tp),
+                     "tp from " + divisors(channels, 64)});
   if (const auto layers = static_cast<std::int64_t>(model.layers.size()); pp > layers)
     found.push_back(
         {"more stages than layers", fmt::format("{} layers, pp {}", layers, pp), fmt::format("pp at most {}", layers)});
@@ -107,7 +99,6 @@ std::vector<Illegality> illegalities(const ModelSpec& model, const TrainingShape
 }
 
 Lowering::Lowering(const ModelSpec& model, const TrainingShape& shape, const Plan& plan) {
-  check(!not_lowerable(model), "lower: {}", not_lowerable(model).value_or(""));
   const auto faults = illegalities(model, shape, plan);
   check(faults.empty(), "lower: {}", faults.empty() ? "" : faults.front().reason + ": " + faults.front().detail);
   pieces_ = std::make_unique<StepPieces>(make_step_pieces(model, shape, plan));

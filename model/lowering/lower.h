@@ -19,7 +19,8 @@ struct TrainingShape {
   std::int64_t sequences = 0;   // of a step, over all dp shards
   std::int64_t tokens = 0;      // of a sequence
   DType compute = DType::kF32;  // of activations and of the weights that products read
-  bool train = true;            // false: no dropout, and experts take every token (capacity = tokens)
+  bool train = true;            // false: no dropout, and experts take every token
+  AdamSpec adam{};              // of the optimizer's step
 
   bool operator==(const TrainingShape&) const = default;
 };
@@ -84,8 +85,5 @@ std::vector<int> stage_layers(const ModelSpec& model, const TrainingShape& shape
 
 // The programs of every stage, which have stage_layers(). Asserts that the plan is legal.
 ProgramSet lower(const ModelSpec& model, const TrainingShape& shape, const Plan& plan);
-
-// The part of a model description that lowering can't express yet, by name ("multi-head attention"); empty if none.
-std::optional<std::string> not_lowerable(const ModelSpec& model);
 
 }  // namespace meshwright

@@ -1,67 +1,91 @@
 #include "model/lowering/placement.h"
 
 #include <string>
+#include <string_view>
+#include <utility>
 
-#include "model/accounting.h"
-#include "model/lowering/layout.h"
+#include "model/program/layout.h"
 
 namespace meshwright {
 namespace {
 
-// A block's parameters as units: those that tp cuts, and those that it replicates, whose gradients are summed over tp.
-Block make_block(std::string name, int layer, const std::vector<int>& members, const ProgramSet& set) {
-  Block block{.name = std::move(name), .layer = layer};
-  const std::int64_t grain = std::int64_t{16} * set.mesh.dp * set.mesh.tp;
-  for (const bool replicated : {false, true}) {
-    if (replicated && set.mesh.tp == 1) break;  // then the two are one
-    Unit unit{
-        .name = block.name + (replicated ? ".replicated" : ""), .tp_replicated = replicated, .offset = block.padded};
-    for (const int index : members) {
-      const Parameter& p = set.parameters[index];
-      const Layout layout = tensor_parallel_layout(p.name);
-      if (set.mesh.tp > 1 && (layout.kind == Layout::Kind::kReplicate) != replicated) continue;
-      unit.parameters.push_back({index, layout, local_shape(p.shape, layout, set.mesh.tp), unit.elements});
-      unit.elements += elements(unit.parameters.back().local_shape);
-    }
-    if (unit.elements == 0) continue;
-    unit.padded = (unit.elements + grain - 1) / grain * grain;
-    block.padded += unit.padded;
-    block.units.push_back(std::move(unit));
+class Placer {
+ public:
+  Placer(const ModelSpec& model, ProgramSet& set) : specs_(parameters(model)), set_(set), tied_(model.head.tied) {
+    for (const ParameterSpec& spec : specs_) set_.parameters.push_back({spec.name, spec.shape, spec.trained});
   }
-  return block;
-}
+
+  void place() {
+    std::vector<std::vector<int>> of_layer;
+    std::vector<int> table, embedding, head;
+    for (int i = 0; i < static_cast<int>(specs_.size()); ++i) {
+      const ParameterSpec& spec = specs_[static_cast<std::size_t>(i)];
+      if (spec.layer != kNoLayer) {
+        of_layer.resize(static_cast<std::size_t>(spec.layer) + 1);
+        of_layer.back().push_back(i);
+      } else {
+        (spec.module == ModuleKind::kEmbedding   ? table
+         : spec.module == ModuleKind::kPositions ? embedding
+                                                 : head)
+            .push_back(i);
+      }
+    }
+    for (std::size_t layer = 0; layer < of_layer.size(); ++layer) {
+      const std::string name = "layers." + std::to_string(layer);
+      Block block{.name = name, .layer = static_cast<int>(layer)};
+      add_units(block, name, of_layer[layer]);
+      set_.blocks.push_back(std::move(block));
+    }
+    const bool one_stage = set_.mesh.pp == 1;
+    Block first{.name = "embedding"};
+    add_units(first, "embedding", table);
+    if (tied_ && !one_stage) first.units.front().second_copy = true;
+    if (one_stage) embedding.insert(embedding.end(), head.begin(), head.end());
+    add_units(first, "embedding.other", embedding);
+    set_.blocks.push_back(std::move(first));
+    if (one_stage) return;
+    Block last{.name = "head"};
+    if (tied_) add_units(last, "head", table);
+    add_units(last, "head.other", head);
+    set_.blocks.push_back(std::move(last));
+  }
+
+ private:
+  // Of these parameters: those that tp cuts, those that it replicates, whose gradients are summed over tp (without tp the two
+  // are one), and buffers.
+  void add_units(Block& block, const std::string& name, const std::vector<int>& members) const {
+    const bool has_tp = set_.mesh.tp > 1;
+    const auto add = [&](std::string_view ending, bool tp_replicated, bool trained, auto&& belongs) {
+      Unit unit{.name = name + std::string(ending),
+                .tp_replicated = tp_replicated,
+                .trained = trained,
+                .offset = block.padded};
+      for (const int index : members) {
+        const ParameterSpec& p = specs_[static_cast<std::size_t>(index)];
+        if (!belongs(p)) continue;
+        unit.parameters.push_back({index, p.tp, local_shape(p.shape, p.tp, set_.mesh.tp), unit.elements});
+        unit.elements += elements(unit.parameters.back().local_shape);
+      }
+      if (unit.elements == 0) return;
+      const std::int64_t grain = std::int64_t{16} * set_.mesh.dp * set_.mesh.tp;
+      unit.padded = (unit.elements + grain - 1) / grain * grain;
+      block.padded += unit.padded;
+      block.units.push_back(std::move(unit));
+    };
+    const auto cut = [&](const ParameterSpec& p) { return !has_tp || p.tp.kind != Layout::Kind::kReplicate; };
+    add("", false, true, [&](const ParameterSpec& p) { return p.trained && cut(p); });
+    add(".replicated", true, true, [&](const ParameterSpec& p) { return p.trained && !cut(p); });
+    add(".buffers", false, false, [&](const ParameterSpec& p) { return !p.trained; });
+  }
+
+  const std::vector<ParameterSpec> specs_;
+  ProgramSet& set_;
+  bool tied_;
+};
 
 }  // namespace
 
-void place_parameters(const ModelSpec& model, ProgramSet& set) {
-  std::vector<std::vector<int>> of_layer(model.layers.size());
-  std::vector<int> table, final_norm;
-  for (const ParameterSpec& spec : parameters(model)) {
-    const int index = static_cast<int>(set.parameters.size());
-    set.parameters.push_back({spec.name, spec.shape});
-    if (spec.name.starts_with("layers."))
-      of_layer[static_cast<std::size_t>(std::stoi(spec.name.substr(7)))].push_back(index);
-    else
-      (spec.name == "embedding.embedding" ? table : final_norm).push_back(index);
-  }
-  for (int layer = 0; layer < static_cast<int>(of_layer.size()); ++layer)
-    set.blocks.push_back(make_block("layers." + std::to_string(layer), layer, of_layer[layer], set));
-  // The table is its block's first unit, so that both copies lie alike and can be summed over the two ends of pp.
-  const auto outside = [&](std::string name, bool with_norm) {
-    Block block = make_block(name, -1, table, set);
-    if (with_norm) {
-      const Block norm = make_block("final_norm", -1, final_norm, set);
-      for (Unit unit : norm.units) {
-        unit.offset += block.padded;
-        block.units.push_back(std::move(unit));
-      }
-      block.padded += norm.padded;
-    }
-    set.blocks.push_back(std::move(block));
-  };
-  outside("embedding", set.mesh.pp == 1);
-  if (set.mesh.pp > 1) outside("head", true);
-}
+void place_parameters(const ModelSpec& model, ProgramSet& set) { Placer(model, set).place(); }
 
 int embedding_block(const ProgramSet& set) { return static_cast<int>(set.blocks.size()) - (set.mesh.pp > 1 ? 2 : 1); }
 int head_block(const ProgramSet& set) { return static_cast<int>(set.blocks.size()) - 1; }

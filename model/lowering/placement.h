@@ -9,8 +9,9 @@
 namespace meshwright {
 
 // The parameters and blocks of a model on a mesh: set.parameters, and set.blocks in the order of the layers, then the
-// embedding (the token table), then, where `mesh.pp` > 1, the head (the table again, and the final norm; with one stage
-// the embedding's block holds the final norm, too). Blocks of equal layers are placed equally.
+// embedding (its tables), then, where `mesh.pp` > 1, the head (the table again if it is tied, and what is the head's; with one
+// stage the embedding's block holds these, too). The token table is its block's first unit, so that both copies lie alike.
+// Blocks of equal layers are placed equally.
 void place_parameters(const ModelSpec& model, ProgramSet& set);
 
 // Indices in set.blocks of the first stage's and of the last stage's block outside the layers.

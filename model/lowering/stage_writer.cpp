@@ -5,7 +5,6 @@
 #include <string>
 #include <utility>
 
-#include "model/lowering/piece_builder.h"
 #include "model/lowering/placement.h"
 #include "model/lowering/schedule.h"
 
@@ -108,7 +107,6 @@ class StageWriter {
       st.grad_shard = fsdp >= 1 ? grad_shards + s * state : st.grads;
       st.moment1 = m + s * state;
       st.moment2 = v + s * state;
-      st.counts_in_norm = !(b == embedding_block(set_) && mesh_.pp > 1);
       states_.push_back(st);
       w += block.padded;
       s += p_.shard_elements(block);
@@ -275,7 +273,7 @@ class StageWriter {
       recv_forward_ = message("receive forward", p_.recv_forward, Frame::kXOut, Anchor::kInbox);
       send_backward_ = message("send backward", p_.send_backward, Frame::kD, Anchor::kGradientFlow);
     }
-    if (mesh_.pp > 1 && (first() || last()))
+    if (p_.reduce_ends >= 0 && (first() || last()))
       reduce_ends_ = chunk("reduce table", {call(p_.reduce_ends, first() ? embedding_block(set_) : head_block(set_))});
     std::vector<Call> norm, update;
     for (const int b : blocks()) {

@@ -5,16 +5,16 @@
 #include <algorithm>
 
 #include "model/lowering/layer_pieces.h"
-#include "model/lowering/layout.h"
-#include "model/lowering/piece_builder.h"
 #include "model/lowering/placement.h"
+#include "model/program/layout.h"
 
 namespace meshwright {
 namespace {
 
 class Writer {
  public:
-  Writer(const ModelSpec& model, const TrainingShape& shape, const Plan& plan) : model_(model), plan_(plan) {
+  Writer(const ModelSpec& model, const TrainingShape& shape, const Plan& plan)
+      : model_(model), plan_(plan), adam_(shape.adam) {
     out_.plan = plan;
     out_.width = model.width;
     set_.mesh = plan.mesh;
@@ -23,8 +23,8 @@ class Writer {
                  plan.microbatches};
     set_.compute = shape.compute;
     set_.state = shape.compute == DType::kF64 ? DType::kF64 : DType::kF32;
-    for (const LayerSpec& layer : model.layers)
-      if (const auto* moe = std::get_if<MoeSpec>(&layer.ffn)) {
+    for (const Layer& layer : model.layers)
+      if (const auto* moe = std::get_if<Experts>(&layer.ffn)) {
         set_.experts = std::max(set_.experts, moe->experts);
         set_.choices = std::max(set_.choices, moe->choices);
         ++set_.moe_layers;
@@ -32,11 +32,8 @@ class Writer {
     set_.balance_weight = model.balance_weight;
     place_parameters(model, set_);
     context_.width = model.width;
-    context_.vocab = model.vocab;
-    context_.dropout = shape.train ? model.dropout : 0.0;
-    context_.balance_weight = model.balance_weight;
     context_.train = shape.train;
-    context_.accumulate_grads = plan.fsdp < 2;
+    context_.balance_weight = model.balance_weight;
   }
 
   StepPieces write() {
@@ -63,11 +60,11 @@ class Writer {
       out_.kind_of_layer[layer] = kind;
       if (kind < static_cast<int>(first_of_kind.size())) continue;
       first_of_kind.push_back(layer);
-      const LayerSpec& spec = model_.layers[layer];
+      const Layer& spec = model_.layers[layer];
       const Block& block = set_.blocks[layer];
-      const std::string name = std::holds_alternative<MoeSpec>(spec.ffn) ? "moe" : "dense";
-      BlockPieces p = state_pieces(block, name, true, true);
-      Differentiated pieces = layer_pieces(context_, spec, block, plan_.recompute, name);
+      const std::string name = std::holds_alternative<Experts>(spec.ffn) ? "moe" : "dense";
+      BlockPieces p = state_pieces(block, name, true);
+      Differentiated pieces = layer_pieces(context_, spec, block, plan_.recompute, plan_.fsdp < 2, name);
       p.forward = add(std::move(pieces.forward));
       p.backward = add(std::move(pieces.backward));
       p.stash = pieces.stash_bytes;
@@ -78,15 +75,15 @@ class Writer {
   void make_shared_pieces() {
     const Block& embedding = set_.blocks[embedding_block(set_)];
     const Block& last = set_.blocks[head_block(set_)];
-    Differentiated embed = embedding_pieces(context_, embedding);
+    Differentiated embed = embedding_pieces(context_, model_, embedding);
     out_.embed = add(std::move(embed.forward));
     out_.embed_backward = add(std::move(embed.backward));
-    out_.head = add(meshwright::head(context_, last));
-    out_.embedding = state_pieces(embedding, "embedding", false, plan_.mesh.pp == 1);
-    out_.last = plan_.mesh.pp == 1 ? out_.embedding : state_pieces(last, "head", false, true);
-    const std::int64_t x = context_.own_rows() * model_.width;
+    out_.head = add(head_piece(context_, model_, last));
+    out_.embedding = state_pieces(embedding, "embedding", false);
+    out_.last = plan_.mesh.pp == 1 ? out_.embedding : state_pieces(last, "head", false);
+    const std::int64_t x = out_.own_rows() * model_.width;
     const auto message = [&](std::string name, Frame frame, auto op) {
-      Piece piece{std::move(name), {{"x", {context_.own_rows(), model_.width}, set_.compute, frame, 0}}, {}, 0};
+      Piece piece{std::move(name), {{"x", {out_.own_rows(), model_.width}, set_.compute, frame, 0}}, {}, 0};
       op.x = View{0, 1, x, x, 0};
       piece.ops.emplace_back(op);
       return add(std::move(piece));
@@ -97,7 +94,8 @@ class Writer {
       out_.send_backward = message("send.backward", Frame::kD, Send{{}, Direction::kPrevious});
       out_.recv_backward = message("recv.backward", Frame::kD, Recv{{}, Direction::kNext});
       const Unit& table = set_.blocks[embedding_block(set_)].units.front();
-      out_.reduce_ends = add(reduction("reduce.ends", Frame::kGradShard, out_.shard_elements(table), Group::kPpEnds));
+      if (table.second_copy)
+        out_.reduce_ends = add(reduction("reduce.ends", Frame::kGradShard, out_.shard_elements(table), Group::kPpEnds));
     }
     out_.clear_metrics = add(clear_piece("clear.metrics", Frame::kMetrics, out_.metrics_elements(), DType::kF64));
     if (plan_.mesh.tp > 1 || plan_.mesh.dp > 1) {
@@ -151,7 +149,8 @@ class Writer {
         reduce(Group::kDp, unit.padded);
         if (unit.tp_replicated) reduce(Group::kTp, out_.shard_elements(unit));
       }
-    reduce(Group::kPpEnds, out_.shard_elements(set_.blocks[embedding_block(set_)].units.front()));
+    if (const Unit& table = set_.blocks[embedding_block(set_)].units.front(); table.second_copy)
+      reduce(Group::kPpEnds, out_.shard_elements(table));
     for (int g = 0; g < kGroups; ++g) {
       out_.comm_scratch[g] = out_.comm_scratch_bytes;
       out_.comm_scratch_bytes += align_up(need[g] * size_of(set_.state));
@@ -189,8 +188,7 @@ class Writer {
 
   // What FSDP does with a block: gather, reduce, clear, norm, update. `layer`: gathered per use and reduced per
   // microbatch where the stage of FSDP says so; the blocks outside the layers are gathered and reduced once per step.
-  // `in_norm`: false for the first of two copies of the table.
-  BlockPieces state_pieces(const Block& block, const std::string& name, bool layer, bool in_norm) {
+  BlockPieces state_pieces(const Block& block, const std::string& name, bool layer) {
     BlockPieces p;
     const MeshShape& mesh = plan_.mesh;
     const int size = static_cast<int>(size_of(set_.state)), compute_size = static_cast<int>(size_of(set_.compute));
@@ -204,6 +202,7 @@ class Writer {
     }
     Piece each{.name = name + ".reduce"}, last{.name = name + ".reduce_last"};
     for (const Unit& u : block.units) {
+      if (!u.trained) continue;
       // A dp shard's gradient is a summand; what is wanted is the whole sum, or a shard of it.
       const auto kind = reshard(Layout::partial(), out_.state_sharded() ? Layout::shard(0) : Layout::replicate());
       if (mesh.dp > 1) {
@@ -233,28 +232,28 @@ class Writer {
     p.clear = add(clear_piece(name + ".clear", shard_accumulates ? Frame::kGradShard : Frame::kGrads,
                               shard_accumulates ? out_.shard_elements(block) : block.padded, set_.state));
 
-    if (in_norm) {
-      Piece norm{.name = name + ".norm"};
-      const View metrics = declare(norm, {"metrics", {1, out_.metrics_elements()}, DType::kF64, Frame::kMetrics, 0});
-      for (const Unit& u : block.units) {
-        const double copies = (u.tp_replicated ? mesh.tp : 1) * (out_.state_sharded() ? 1.0 : mesh.dp);
-        norm.ops.emplace_back(SumSquares{
-            declare(
-                norm,
-                {"d." + u.name, {1, out_.shard_elements(u)}, set_.state, Frame::kGradShard, u.offset / shards * size}),
-            metrics, 1.0 / copies});
-      }
-      p.norm = add(std::move(norm));
+    Piece norm{.name = name + ".norm"};
+    const View sums = declare(norm, {"metrics", {1, out_.metrics_elements()}, DType::kF64, Frame::kMetrics, 0});
+    for (const Unit& u : block.units) {
+      if (!u.trained || u.second_copy) continue;
+      const double copies = (u.tp_replicated ? mesh.tp : 1) * (out_.state_sharded() ? 1.0 : mesh.dp);
+      norm.ops.emplace_back(SumSquares{
+          declare(
+              norm,
+              {"d." + u.name, {1, out_.shard_elements(u)}, set_.state, Frame::kGradShard, u.offset / shards * size}),
+          sums, 1.0 / copies});
     }
+    if (!norm.ops.empty()) p.norm = add(std::move(norm));
 
     Piece update{.name = name + ".update"};
-    const std::int64_t n = out_.shard_elements(block);
+    const std::int64_t all = out_.shard_elements(block),
+                       n = all - (block.units.back().trained ? 0 : out_.shard_elements(block.units.back()));
     const View metrics = declare(update, {"metrics", {1, out_.metrics_elements()}, DType::kF64, Frame::kMetrics, 0});
     const View grad = declare(update, {"d", {1, n}, set_.state, Frame::kGradShard, 0});
     const View master = declare(update, {"master", {1, n}, set_.state, Frame::kMaster, 0});
     const View m = declare(update, {"m", {1, n}, set_.state, Frame::kMoment1, 0});
     const View v = declare(update, {"v", {1, n}, set_.state, Frame::kMoment2, 0});
-    update.ops.emplace_back(AdamW{grad, metrics, master, m, v});
+    update.ops.emplace_back(AdamW{grad, metrics, master, m, v, adam_});
     if (out_.low_precision())
       update.ops.emplace_back(Cast{
           master,
@@ -277,9 +276,10 @@ class Writer {
 
   const ModelSpec& model_;
   const Plan& plan_;
+  const AdamSpec adam_;
   StepPieces out_;
   ProgramSet& set_ = out_.set;
-  PieceContext context_{.set = set_};
+  StepContext context_{.set = set_};
 };
 
 }  // namespace

@@ -77,12 +77,69 @@ struct Rule {
     const View dy = b.gradient(op.out);
     if (!dy) return;
     const View x = b.value(op.x), rstd = b.value(op.rstd), gamma = b.value(op.gamma);
-    const auto dgamma = b.into(op.gamma), dbeta = b.into(op.beta), dx = b.into(op.x);
-    check(dgamma.accumulate == dbeta.accumulate, "rms_norm: gradients of gamma and beta are kept alike");
-    b.add(RmsNormBackward{dy, x, rstd, gamma, dx.view, dgamma.view, dbeta.view, dgamma.accumulate, dx.accumulate});
+    const auto [dgamma, dbeta] = norm_parameters(op.gamma, op.beta);
+    const auto dx = b.into(op.x);
+    b.add(RmsNormBackward{.dy = dy,
+                          .x = x,
+                          .rstd = rstd,
+                          .gamma = gamma,
+                          .dx = dx.view,
+                          .dgamma = dgamma.view,
+                          .dbeta = dbeta.view,
+                          .accumulate = dgamma.accumulate,
+                          .accumulate_dx = dx.accumulate,
+                          .gamma_offset = op.gamma_offset});
+  }
+  std::pair<Backward::Into, Backward::Into> norm_parameters(const View& gamma, const View& beta) {
+    const auto dgamma = b.into(gamma), dbeta = beta ? b.into(beta) : Backward::Into{};
+    check(!beta || dgamma.accumulate == dbeta.accumulate, "norm: gradients of gamma and beta are kept alike");
+    return {dgamma, dbeta};
   }
 
-  // A rotation: its transpose is its inverse.
+  void operator()(const LayerNorm& op) {
+    const View dy = b.gradient(op.out);
+    if (!dy) return;
+    const View x = b.value(op.x), mean = b.value(op.mean), rstd = b.value(op.rstd), gamma = b.value(op.gamma);
+    const auto [dgamma, dbeta] = norm_parameters(op.gamma, op.beta);
+    const auto dx = b.into(op.x);
+    b.add(LayerNormBackward{.dy = dy,
+                            .x = x,
+                            .mean = mean,
+                            .rstd = rstd,
+                            .gamma = gamma,
+                            .dx = dx.view,
+                            .dgamma = dgamma.view,
+                            .dbeta = dbeta.view,
+                            .accumulate = dgamma.accumulate,
+                            .accumulate_dx = dx.accumulate});
+  }
+
+  void operator()(const RowMeanSquare& op) {
+    const View d = b.gradient(op.out);
+    if (!d) return;
+    const View x = b.value(op.x);
+    const auto dx = b.into(op.x);
+    b.add(RowMeanSquareBackward{d, x, dx.view, op.width, dx.accumulate});
+  }
+
+  void operator()(const RmsScale& op) {
+    const View dy = b.gradient(op.out);
+    if (!dy) return;
+    const View x = b.value(op.x), mean_square = b.value(op.mean_square), gamma = b.value(op.gamma);
+    const auto dgamma = b.into(op.gamma), dx = b.into(op.x);
+    b.add(RmsScaleBackward{.dy = dy,
+                           .x = x,
+                           .mean_square = mean_square,
+                           .gamma = gamma,
+                           .dx = dx.view,
+                           .dmean_square = b.overwrite(op.mean_square),
+                           .dgamma = dgamma.view,
+                           .epsilon = op.epsilon,
+                           .accumulate = dgamma.accumulate,
+                           .accumulate_dx = dx.accumulate});
+  }
+
+  // Linear: the gradient goes through its transpose.
   void operator()(const Rope& op) {
     Rope back = op;
     back.x = b.changeable_gradient(op.x);
@@ -90,28 +147,38 @@ struct Rule {
     if (back.x) b.add(back);
   }
 
-  void operator()(const AttentionForward& op) {
+  void operator()(const Attention& op) {
     const View dout = b.gradient(op.out);
     if (!dout) return;
-    AttentionBackward back{.qn = b.value(op.qn), .kv = b.value(op.kv)};
+    AttentionBackward back{.q = b.value(op.q), .k = b.value(op.k), .v = b.value(op.v)};
     if (op.qr) back.qr = b.value(op.qr), back.kr = b.value(op.kr);
     back.lse = b.value(op.lse);
     back.dout = dout;
-    back.dqn = b.overwrite(op.qn), back.dkv = b.overwrite(op.kv);
+    back.dq = b.overwrite(op.q), back.dk = b.overwrite(op.k), back.dv = b.overwrite(op.v);
     if (op.qr) back.dqr = b.overwrite(op.qr), back.dkr = b.overwrite(op.kr);
-    back.scratch = b.temporary("d." + std::string(AttentionForward::kName) + ".scratch", 2 * op.shape.block,
-                               op.shape.tokens, b.dtype(op.scratch));
+    back.scratch = b.temporary("d." + std::string(Attention::kName) + ".scratch", 2 * op.shape.block,
+                               op.shape.block_columns(), b.dtype(op.scratch));
     back.shape = op.shape;
+    back.dropout = op.dropout;
     b.add(back);
   }
 
-  void operator()(const Gelu& op) {
+  void operator()(const Activation& op) {
     const View d = b.changeable_gradient(op.out);
     if (!d) return;
-    GeluBackward back{b.value(op.in), d};
+    ActivationBackward back{.kind = op.kind, .in = b.value(op.in), .d = d};
     if (op.rows) back.rows = b.value(op.rows), back.experts = op.experts, back.capacity = op.capacity;
     b.add(back);
     b.pass(op.in, d);
+  }
+
+  void operator()(const GatedActivation& op) {
+    const View d = b.gradient(op.out);
+    if (!d) return;
+    GatedActivationBackward back{.kind = op.kind, .in = b.value(op.in), .d = d};
+    if (op.rows) back.rows = b.value(op.rows), back.experts = op.experts, back.capacity = op.capacity;
+    back.din = b.overwrite(op.in);
+    b.add(back);
   }
 
   // out = x + dropout(in + bias): x gets the gradient itself.
@@ -119,8 +186,7 @@ struct Rule {
     const View d = b.gradient(op.out);
     if (!d) return;
     if (op.dropout > 0) {
-      check(static_cast<bool>(op.bias), "residual: dropout without a bias has no derivative yet");
-      const auto dbias = b.into(op.bias);
+      const auto dbias = op.bias ? b.into(op.bias) : Backward::Into{};
       b.add(ResidualBackward{d, b.overwrite(op.in), dbias.view, op.bias_chunks, op.batch, op.dropout, op.site,
                              dbias.accumulate});
     } else {
@@ -128,7 +194,7 @@ struct Rule {
         if (const auto to = b.into(op.bias)) b.add(ColumnSum{d, to.view, op.bias_chunks, to.accumulate});
       b.pass(op.in, d);
     }
-    b.pass(op.x, d);
+    if (op.x) b.pass(op.x, d);
   }
 
   void operator()(const Sigmoid& op) {
@@ -136,11 +202,19 @@ struct Rule {
     if (d) b.add(SigmoidBackward{b.value(op.x), d});
   }
 
+  void operator()(const Softmax& op) {
+    const View d = b.changeable_gradient(op.x);
+    if (d) b.add(SoftmaxBackward{b.value(op.x), d});
+  }
+
+  // The bias only chooses: its gradient is 0.
   void operator()(const Route& op) {
     const View dgate = b.gradient(op.gate);
     if (!dgate) return;
     b.add(RouteBackward{dgate, b.value(op.scores), b.value(op.choice), b.value(op.gate), b.value(op.fraction),
-                        b.overwrite(op.scores), op.shape, op.balance_gradient / b.mesh().tp});
+                        b.overwrite(op.scores), op.shape, op.balance_gradient / b.mesh().tp, op.rule});
+    if (op.bias)
+      if (const auto to = b.into(op.bias); to && !to.accumulate) b.add(Fill{to.view});
   }
 
   void operator()(const Dispatch& op) {
@@ -158,16 +232,24 @@ struct Rule {
     if (!dout) return;
     const View choice = b.value(op.choice), slot = b.value(op.slot), gate = b.value(op.gate), rows = b.value(op.rows),
                w = b.value(op.w);
-    const std::int64_t capacity = op.shape.row_capacity(), buffer = op.shape.experts * capacity;
+    const std::int64_t capacity = op.shape.row_capacity(), buffer = op.shape.buffer_rows();
     const View d = b.temporary("d.product", buffer, op.product.cols, b.dtype(op.product)),
                row_gate = b.temporary("row_gate", buffer, 1, b.dtype(op.gate));
     b.add(CombineBackward{dout, choice, slot, gate, d, row_gate, op.shape, op.dropout});
     const View a = b.changeable_value(op.a), da = b.overwrite(op.a);
     b.add(GroupedGemm{
         .a = d, .b = w, .c = da, .rows = rows, .experts = op.shape.experts, .capacity = capacity, .tb = true});
-    b.add(GateBackward{a, da, d, b.value(op.bias), choice, slot, b.overwrite(op.gate), op.shape, op.bias_scale});
+    b.add(GateBackward{.a = a,
+                       .da = da,
+                       .d = d,
+                       .bias = op.bias ? b.value(op.bias) : View{},
+                       .choice = choice,
+                       .slot = slot,
+                       .dgate = b.overwrite(op.gate),
+                       .shape = op.shape,
+                       .bias_scale = op.bias_scale});
     b.add(RowScale{row_gate, rows, a, op.shape});
-    const auto dw = b.into(op.w), dbias = b.into(op.bias);
+    const auto dw = b.into(op.w), dbias = op.bias ? b.into(op.bias) : Backward::Into{};
     b.add(GroupedGemm{.a = a,
                       .b = d,
                       .c = dw.view,
@@ -176,66 +258,74 @@ struct Rule {
                       .capacity = capacity,
                       .ta = true,
                       .accumulate = dw.accumulate});
-    b.add(GroupedColumnSum{.in = d,
-                           .rows = rows,
-                           .out = dbias.view,
-                           .weight = row_gate,
-                           .experts = op.shape.experts,
-                           .capacity = capacity,
-                           .scale = op.bias_scale,
-                           .accumulate = dbias.accumulate});
+    if (dbias)
+      b.add(GroupedColumnSum{.in = d,
+                             .rows = rows,
+                             .out = dbias.view,
+                             .weight = row_gate,
+                             .experts = op.shape.experts,
+                             .capacity = capacity,
+                             .scale = op.bias_scale,
+                             .accumulate = dbias.accumulate});
     b.add(RowScale{row_gate, rows, da, op.shape});
   }
 
   void operator()(const Embed& op) {
     const View d = b.gradient(op.out);
     if (!d) return;
-    const auto to = b.into(op.table);
-    check(to.accumulate, "embed: the table's gradient is an accumulator");
-    b.add(EmbedBackward{d, b.value(op.tokens), to.view});
+    const auto table = b.into(op.table), positions = op.positions ? b.into(op.positions) : Backward::Into{};
+    check(table.accumulate && (!positions || positions.accumulate), "embed: gradients of tables are accumulators");
+    b.add(EmbedBackward{.d = d,
+                        .tokens = b.value(op.tokens),
+                        .dtable = table.view,
+                        .dpositions = positions.view,
+                        .scale = op.scale,
+                        .batch = op.batch,
+                        .padding = op.padding});
   }
 
   // It has left its gradients already.
   void operator()(const LmHead& op) {
     b.pass(op.x, b.value(op.dx));
     b.pass(op.table, b.value(op.dtable));
+    if (op.bias) b.pass(op.bias, b.value(op.dbias));
   }
 
   // Over a group of which each member does its part of the work behind a gathered tensor, that tensor's gradient is a
-  // summand: gathering and scattering sums are each other's transposes.
+  // summand: gathering and scattering sums are each other's transposes, and summing everywhere is its own.
   void operator()(const Collective& op) {
+    if (op.kind == CollectiveKind::kAllReduce) return sum(op);
     const View d = b.gradient(op.dst);
     if (!d) return;
-    switch (op.kind) {
-      case CollectiveKind::kAllGather: {
-        const auto to = b.into(op.src);
-        const std::int64_t part = op.src.rows * op.src.cols;
-        b.add(Collective{.kind = CollectiveKind::kReduceScatter,
-                         .group = op.group,
-                         .algorithm = op.algorithm,
-                         .src = d,
-                         .dst = to.view,
-                         .scratch = b.temporary("recv", 1, part, b.dtype(op.src)),
-                         .accumulate = to.accumulate});
-        return;
-      }
-      case CollectiveKind::kReduceScatter:
-        b.add(Collective{.kind = CollectiveKind::kAllGather,
-                         .group = op.group,
-                         .algorithm = op.algorithm,
-                         .src = d,
-                         .dst = b.overwrite(op.src)});
-        return;
-      case CollectiveKind::kAllReduce:
-        break;
+    if (op.kind == CollectiveKind::kAllGather) {
+      const auto to = b.into(op.src);
+      b.add(Collective{.kind = CollectiveKind::kReduceScatter,
+                       .group = op.group,
+                       .algorithm = op.algorithm,
+                       .src = d,
+                       .dst = to.view,
+                       .scratch = b.temporary("recv", 1, op.src.rows * op.src.cols, b.dtype(op.src)),
+                       .accumulate = to.accumulate});
+    } else {
+      b.add(Collective{.kind = CollectiveKind::kAllGather,
+                       .group = op.group,
+                       .algorithm = op.algorithm,
+                       .src = d,
+                       .dst = b.overwrite(op.src)});
     }
-    throw std::logic_error("no derivative of an all-reduce: no forward pass has one");
+  }
+  void sum(const Collective& op) {
+    Collective back = op;
+    back.src = back.dst = b.changeable_gradient(op.dst);
+    if (!back.src) return;
+    back.scratch = b.temporary("recv", op.scratch.rows, op.scratch.cols, b.dtype(op.scratch));
+    b.add(back);
   }
 
   // Kinds that only backward passes, the end of a step, and the borders of stages have.
   template <class O>
   void operator()(const O&) {
-    static_assert(kOpKinds == 34, "a new kind of operation: write its derivative here");
+    static_assert(kOpKinds == 44, "a new kind of operation: write its derivative here");
     throw std::logic_error("no derivative of " + std::string(O::kName) + ": no forward pass has it");
   }
 };
@@ -245,8 +335,9 @@ struct Rule {
 void differentiate(const Op& op, Backward& backward) { std::visit(Rule{backward}, op); }
 
 bool is_cheap_again(const Op& op) {
-  return std::holds_alternative<RmsNorm>(op) || std::holds_alternative<Gelu>(op) ||
-         std::holds_alternative<Dispatch>(op);
+  return std::holds_alternative<RmsNorm>(op) || std::holds_alternative<LayerNorm>(op) ||
+         std::holds_alternative<RmsScale>(op) || std::holds_alternative<Activation>(op) ||
+         std::holds_alternative<GatedActivation>(op) || std::holds_alternative<Dispatch>(op);
 }
 
 }  // namespace meshwright

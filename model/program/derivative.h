@@ -53,6 +53,7 @@ void differentiate(const Op& op, Backward& backward);
 template <class Known>
 Op again(Op op, Known&& known) {
   if (auto* norm = std::get_if<RmsNorm>(&op)) norm->rstd_known = known(norm->rstd);
+  if (auto* norm = std::get_if<LayerNorm>(&op)) norm->known = known(norm->mean) && known(norm->rstd);
   if (auto* route = std::get_if<Route>(&op)) route->metrics = {};
   return op;
 }

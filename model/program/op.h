@@ -11,12 +11,15 @@
 // k choices. Rows of activations are (t, b), row = t * B + b. `accumulate`: the result is added to what is there.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string_view>
+#include <type_traits>
 #include <variant>
 #include <vector>
 
 #include "model/program/mesh.h"
+#include "model/program/rope.h"
 #include "model/program/tensor.h"
 
 namespace meshwright {
@@ -49,9 +52,9 @@ struct Gemm {
   }
 };
 
-// The same for each expert e on the rows routed to it: rows [e*capacity, e*capacity + rows[e]) of the row buffers.
+// The same for each expert e on the rows routed to it, `rows[e]` of the row buffers (RouteShape).
 // ta false: c_e = a_e b_e(^T) [+ bias_e];  ta true: c_e (+)= a_e^T b_e, the experts' weight gradient.
-// `capacity`: rows per expert of the buffers (B sequences x capacity per sequence).
+// `capacity`: rows that an expert has in the buffers, RouteShape::row_capacity(); 0: experts are packed, one behind the other.
 struct GroupedGemm {
   static constexpr std::string_view kName = "grouped_gemm";
   View a, b, c;
@@ -115,10 +118,14 @@ struct GroupedColumnSum {
 
 // ---- row-wise ------------------------------------------------------------------------------------------------------
 
-// out = x * rstd * gamma + beta, rstd = 1/sqrt(mean(x^2) + 1e-6) of every row: written, or read if it is known.
+// out = x * rstd * (gamma_offset + gamma) [+ beta], rstd = 1/sqrt(mean(x^2) + epsilon) of every row: written, or read if it
+// is known. gamma_offset 1: a weight of 0 changes nothing (Gemma).
 struct RmsNorm {
   static constexpr std::string_view kName = "rms_norm";
-  View x, gamma, beta, out, rstd;
+  View x, gamma;
+  View beta{};
+  View out, rstd;
+  double epsilon = 1e-6, gamma_offset = 0;
   bool rstd_known = false;
   template <class S, class V>
   static void fields(S& s, V&& v) {
@@ -127,16 +134,20 @@ struct RmsNorm {
     v("beta", s.beta, Access::kRead);
     v("rstd", s.rstd, s.rstd_known ? Access::kRead : Access::kWrite);
     v("out", s.out, Access::kWrite);
+    v("epsilon", s.epsilon);
+    v("gamma_offset", s.gamma_offset);
     v("rstd_known", s.rstd_known);
   }
 };
 
-// dx += gradient through RmsNorm; dgamma, dbeta (+)=.
+// dx += gradient through RmsNorm; dgamma [, dbeta] (+)=.
 struct RmsNormBackward {
   static constexpr std::string_view kName = "rms_norm_backward";
-  View dy, x, rstd, gamma, dx, dgamma, dbeta;
+  View dy, x, rstd, gamma, dx, dgamma;
+  View dbeta{};
   bool accumulate = false;    // into dgamma, dbeta
   bool accumulate_dx = true;  // into dx: the residual stream's gradient already holds the skip path
+  double gamma_offset = 0;
   template <class S, class V>
   static void fields(S& s, V&& v) {
     v("dy", s.dy, Access::kRead);
@@ -148,87 +159,236 @@ struct RmsNormBackward {
     v("dbeta", s.dbeta, s.accumulate ? Access::kUpdate : Access::kWrite);
     v("acc", s.accumulate);
     v("acc_dx", s.accumulate_dx);
+    v("gamma_offset", s.gamma_offset);
   }
 };
 
-// Rotates x in place: `heads` heads of `width` channels. Row (t, b) has position t + 1, counted from the begin of the
-// whole sequence (own_sequence_part: the rows are this tp rank's part of it).
+// out = (x - mean) * rstd * gamma [+ beta], rstd = 1/sqrt(mean((x - mean)^2) + epsilon). mean and rstd of every row are
+// written, or read if they are known.
+struct LayerNorm {
+  static constexpr std::string_view kName = "layer_norm";
+  View x, gamma;
+  View beta{};
+  View out, mean, rstd;
+  double epsilon = 1e-5;
+  bool known = false;
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kRead);
+    v("gamma", s.gamma, Access::kRead);
+    v("beta", s.beta, Access::kRead);
+    v("mean", s.mean, s.known ? Access::kRead : Access::kWrite);
+    v("rstd", s.rstd, s.known ? Access::kRead : Access::kWrite);
+    v("out", s.out, Access::kWrite);
+    v("epsilon", s.epsilon);
+    v("known", s.known);
+  }
+};
+
+// dx (+)= gradient through LayerNorm; dgamma [, dbeta] (+)=.
+struct LayerNormBackward {
+  static constexpr std::string_view kName = "layer_norm_backward";
+  View dy, x, mean, rstd, gamma, dx, dgamma;
+  View dbeta{};
+  bool accumulate = false;  // into dgamma, dbeta
+  bool accumulate_dx = true;
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("dy", s.dy, Access::kRead);
+    v("x", s.x, Access::kRead);
+    v("mean", s.mean, Access::kRead);
+    v("rstd", s.rstd, Access::kRead);
+    v("gamma", s.gamma, Access::kRead);
+    v("dx", s.dx, s.accumulate_dx ? Access::kUpdate : Access::kWrite);
+    v("dgamma", s.dgamma, s.accumulate ? Access::kUpdate : Access::kWrite);
+    v("dbeta", s.dbeta, s.accumulate ? Access::kUpdate : Access::kWrite);
+    v("acc", s.accumulate);
+    v("acc_dx", s.accumulate_dx);
+  }
+};
+
+// An RMS norm over rows of which each tp rank has some columns, in three: RowMeanSquare, an all-reduce of what it gives,
+// RmsScale.
+// out (rows, 1) = this part's share of the mean: sum of x^2 / width, `width` columns of the whole row.
+struct RowMeanSquare {
+  static constexpr std::string_view kName = "row_mean_square";
+  View x, out;
+  std::int64_t width = 0;
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kRead);
+    v("out", s.out, Access::kWrite);
+    v("width", s.width);
+  }
+};
+
+// dx (+)= 2 d x / width.
+struct RowMeanSquareBackward {
+  static constexpr std::string_view kName = "row_mean_square_backward";
+  View d, x, dx;
+  std::int64_t width = 0;
+  bool accumulate = false;
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("d", s.d, Access::kRead);
+    v("x", s.x, Access::kRead);
+    v("dx", s.dx, s.accumulate ? Access::kUpdate : Access::kWrite);
+    v("width", s.width);
+    v("acc", s.accumulate);
+  }
+};
+
+// out = x / sqrt(mean_square + epsilon) * gamma, mean_square of every row.
+struct RmsScale {
+  static constexpr std::string_view kName = "rms_scale";
+  View x, mean_square, gamma, out;
+  double epsilon = 1e-6;
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kRead);
+    v("mean_square", s.mean_square, Access::kRead);
+    v("gamma", s.gamma, Access::kRead);
+    v("out", s.out, Access::kWrite);
+    v("epsilon", s.epsilon);
+  }
+};
+
+// dx (+)= dy gamma r, r = 1/sqrt(mean_square + epsilon); dmean_square = -r^3/2 * sum of dy gamma x of the row (so of this
+// part's columns); dgamma (+)= column sums of dy x r.
+struct RmsScaleBackward {
+  static constexpr std::string_view kName = "rms_scale_backward";
+  View dy, x, mean_square, gamma, dx, dmean_square, dgamma;
+  double epsilon = 1e-6;
+  bool accumulate = false;  // into dgamma
+  bool accumulate_dx = false;
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("dy", s.dy, Access::kRead);
+    v("x", s.x, Access::kRead);
+    v("mean_square", s.mean_square, Access::kRead);
+    v("gamma", s.gamma, Access::kRead);
+    v("dx", s.dx, s.accumulate_dx ? Access::kUpdate : Access::kWrite);
+    v("dmean_square", s.dmean_square, Access::kWrite);
+    v("dgamma", s.dgamma, s.accumulate ? Access::kUpdate : Access::kWrite);
+    v("epsilon", s.epsilon);
+    v("acc", s.accumulate);
+    v("acc_dx", s.accumulate_dx);
+  }
+};
+
+// Rotates x in place: of `heads` heads, `head_width` columns from one to the next, the first `width` channels, by `spec`
+// (rope.h). Row (t, b) has position t + 1, counted from the begin of the whole sequence (own_sequence_part: the rows are
+// this tp rank's part of it). inverse: the transpose of that, which rotates back (times attention_factor^2).
 struct Rope {
   static constexpr std::string_view kName = "rope";
   View x;
-  std::int64_t heads = 1, width = 0, batch = 1;
+  std::int64_t heads = 1, head_width = 0, width = 0, batch = 1;
+  RopeSpec spec{};
   bool own_sequence_part = false, inverse = false;
   template <class S, class V>
   static void fields(S& s, V&& v) {
     v("x", s.x, Access::kUpdate);
     v("heads", s.heads);
+    v("head_width", s.head_width);
     v("width", s.width);
     v("batch", s.batch);
+    s.spec.fields(s.spec, v);
     v("own_part", s.own_sequence_part);
     v("inverse", s.inverse);
   }
 };
 
+// heads, kv_heads: of this rank. Query head h reads key-value head h / (heads / kv_heads).
 struct AttentionShape {
-  std::int64_t tokens = 0, batch = 0, heads = 0, head_dim = 0, rope_width = 0;
-  std::int64_t block = 128;  // rows of a score block; only its causal prefix of columns is computed
+  std::int64_t tokens = 0, batch = 0, heads = 0, kv_heads = 0;
+  std::int64_t head_dim = 0, value_dim = 0;  // of q and k, of v
+  std::int64_t rope_width = 0;               // of qr and kr, 0: there are none
+  std::int64_t block = 128;  // rows of a score block; only the columns that one of its rows sees are computed
+  std::int64_t window = 0;   // keys at this distance and beyond are not seen; 0: there is no such
+  double scale = 1;          // of scores
   bool operator==(const AttentionShape&) const = default;
+
+  // The first key that row `row` sees. (The last is `row` itself.)
+  std::int64_t first_column(std::int64_t row) const { return window > 0 && row >= window ? row - window + 1 : 0; }
+  // Columns of a score block, at most: of scratch, which has `block` such rows forward and twice as many backward.
+  std::int64_t block_columns() const { return window > 0 && window + block - 1 < tokens ? window + block - 1 : tokens; }
 };
 
-// Causal attention with scores (qn k^T + qr kr^T)/sqrt(head_dim + rope_width). qn (T,B,heads*head_dim);
-// qr (T,B,heads*rope_width) and kr (T,B,rope_width), shared by the heads, where rope_width > 0; kv (T,B, keys of all
-// heads | values of all heads). lse (B,heads,T): log-sum-exp of each row of scores. scratch: block x T.
-struct AttentionForward {
+// Causal attention, scores scale * (q k^T + qr kr^T). q (T,B,heads*head_dim), k (T,B,kv_heads*head_dim), v
+// (T,B,kv_heads*value_dim), qr (T,B,heads*rope_width) and kr (T,B,rope_width), which all heads share, each a window with
+// an ld of its own. out (T,B,heads*value_dim). lse (B,heads,T): log-sum-exp of each row of scores. dropout: of
+// probabilities, by (global sequence, global head, row, column).
+struct Attention {
   static constexpr std::string_view kName = "attention";
-  View qn, kv;
+  View q, k, v;
   View qr{}, kr{};
   View out, lse, scratch;
   AttentionShape shape;
+  double dropout = 0;
   template <class S, class V>
-  static void fields(S& s, V&& v) {
-    v("qn", s.qn, Access::kRead);
-    v("qr", s.qr, Access::kRead);
-    v("kv", s.kv, Access::kRead);
-    v("kr", s.kr, Access::kRead);
-    v("out", s.out, Access::kWrite);
-    v("lse", s.lse, Access::kWrite);
-    v("scratch", s.scratch, Access::kWrite);
-    v("heads", s.shape.heads);
-    v("block", s.shape.block);
+  static void fields(S& s, V&& visit) {
+    visit("q", s.q, Access::kRead);
+    visit("qr", s.qr, Access::kRead);
+    visit("k", s.k, Access::kRead);
+    visit("kr", s.kr, Access::kRead);
+    visit("v", s.v, Access::kRead);
+    visit("out", s.out, Access::kWrite);
+    visit("lse", s.lse, Access::kWrite);
+    visit("scratch", s.scratch, Access::kWrite);
+    visit("heads", s.shape.heads);
+    visit("kv_heads", s.shape.kv_heads);
+    visit("block", s.shape.block);
+    visit("window", s.shape.window);
+    visit("scale", s.shape.scale);
+    visit("p", s.dropout);
   }
 };
 
-// Recomputes the probabilities from lse. dqn, dqr, dkv as qn, qr, kv; dkr (T,B,rope_width): sum over this rank's heads.
-// scratch: 2 x block x T.
+// Recomputes the probabilities from lse. dq, dk, dv, dqr, dkr as the operands of Attention: dk and dv are sums over the
+// query heads that read them, dkr (T,B,rope_width) over this rank's heads. scratch: two blocks.
 struct AttentionBackward {
   static constexpr std::string_view kName = "attention_backward";
-  View qn, kv;
+  View q, k, v;
   View qr{}, kr{};
-  View lse, dout, dqn, dkv;
+  View lse, dout, dq, dk, dv;
   View dqr{}, dkr{};
   View scratch;
   AttentionShape shape;
+  double dropout = 0;
   template <class S, class V>
-  static void fields(S& s, V&& v) {
-    v("qn", s.qn, Access::kRead);
-    v("qr", s.qr, Access::kRead);
-    v("kv", s.kv, Access::kRead);
-    v("kr", s.kr, Access::kRead);
-    v("lse", s.lse, Access::kRead);
-    v("dout", s.dout, Access::kRead);
-    v("dqn", s.dqn, Access::kWrite);
-    v("dqr", s.dqr, Access::kWrite);
-    v("dkv", s.dkv, Access::kWrite);
-    v("dkr", s.dkr, Access::kWrite);
-    v("scratch", s.scratch, Access::kWrite);
-    v("heads", s.shape.heads);
-    v("block", s.shape.block);
+  static void fields(S& s, V&& visit) {
+    visit("q", s.q, Access::kRead);
+    visit("qr", s.qr, Access::kRead);
+    visit("k", s.k, Access::kRead);
+    visit("kr", s.kr, Access::kRead);
+    visit("v", s.v, Access::kRead);
+    visit("lse", s.lse, Access::kRead);
+    visit("dout", s.dout, Access::kRead);
+    visit("dq", s.dq, Access::kWrite);
+    visit("dqr", s.dqr, Access::kWrite);
+    visit("dk", s.dk, Access::kWrite);
+    visit("dkr", s.dkr, Access::kWrite);
+    visit("dv", s.dv, Access::kWrite);
+    visit("scratch", s.scratch, Access::kWrite);
+    visit("heads", s.shape.heads);
+    visit("kv_heads", s.shape.kv_heads);
+    visit("block", s.shape.block);
+    visit("window", s.shape.window);
+    visit("scale", s.shape.scale);
+    visit("p", s.dropout);
   }
 };
 
-// out = gelu_tanh(in). With `rows`: only the routed rows of an expert buffer.
-struct Gelu {
-  static constexpr std::string_view kName = "gelu";
+// gelu_tanh(u) = u/2 (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3)));  gelu_erf(u) = u/2 (1 + erf(u/sqrt(2)));
+// silu(u) = u / (1 + e^-u);  relu(u) = max(u, 0), whose derivative at 0 is 0.
+enum class ActivationKind : std::uint8_t { kGeluTanh, kGeluErf, kSilu, kRelu };
+constexpr std::array<std::string_view, 4> kActivationNames{"gelu_tanh", "gelu_erf", "silu", "relu"};
+constexpr std::string_view name(ActivationKind k) { return kActivationNames[static_cast<int>(k)]; }
+
+// out = act(in). With `rows`: only the routed rows of an expert buffer.
+struct Activation {
+  static constexpr std::string_view kName = "activation";
+  ActivationKind kind = ActivationKind::kGeluTanh;
   View in, out;
   View rows{};
   std::int64_t experts = 1, capacity = 0;
@@ -237,14 +397,16 @@ struct Gelu {
     v("in", s.in, Access::kRead);
     v("rows", s.rows, Access::kRead);
     v("out", s.out, Access::kWrite);
+    v("kind", name(s.kind));
     v("experts", s.experts);
     v("capacity", s.capacity);
   }
 };
 
-// d *= gelu_tanh'(in), in place.
-struct GeluBackward {
-  static constexpr std::string_view kName = "gelu_backward";
+// d *= act'(in), in place.
+struct ActivationBackward {
+  static constexpr std::string_view kName = "activation_backward";
+  ActivationKind kind = ActivationKind::kGeluTanh;
   View in, d;
   View rows{};
   std::int64_t experts = 1, capacity = 0;
@@ -253,6 +415,44 @@ struct GeluBackward {
     v("in", s.in, Access::kRead);
     v("rows", s.rows, Access::kRead);
     v("d", s.d, Access::kUpdate);
+    v("kind", name(s.kind));
+    v("experts", s.experts);
+    v("capacity", s.capacity);
+  }
+};
+
+// out (rows, F) = act(gate) * up, in (rows, 2F) = gate | up. With `rows`: only the routed rows of an expert buffer.
+struct GatedActivation {
+  static constexpr std::string_view kName = "gated_activation";
+  ActivationKind kind = ActivationKind::kSilu;
+  View in, out;
+  View rows{};
+  std::int64_t experts = 1, capacity = 0;
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("in", s.in, Access::kRead);
+    v("rows", s.rows, Access::kRead);
+    v("out", s.out, Access::kWrite);
+    v("kind", name(s.kind));
+    v("experts", s.experts);
+    v("capacity", s.capacity);
+  }
+};
+
+// din = d up act'(gate) | d act(gate).
+struct GatedActivationBackward {
+  static constexpr std::string_view kName = "gated_activation_backward";
+  ActivationKind kind = ActivationKind::kSilu;
+  View in, d, din;
+  View rows{};
+  std::int64_t experts = 1, capacity = 0;
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("in", s.in, Access::kRead);
+    v("d", s.d, Access::kRead);
+    v("rows", s.rows, Access::kRead);
+    v("din", s.din, Access::kWrite);
+    v("kind", name(s.kind));
     v("experts", s.experts);
     v("capacity", s.capacity);
   }
@@ -260,12 +460,16 @@ struct GeluBackward {
 
 // Where an operation drops out, for the counter-based generator: masks are a function of (seed, step, layer, site,
 // global element) and are computed again in the backward pass.
-enum class DropoutSite : std::uint8_t { kAttention, kFfn, kExpert };
+enum class DropoutSite : std::uint8_t { kAttention, kFfn, kExpert, kEmbedding, kScores };
+constexpr int kDropoutSites = 5;
 
-// out = x + dropout(in + sum of the bias chunks). in, out, x: (Tl, B, C); bias: bias_chunks * C.
+// out = [x +] dropout(in [+ sum of the bias chunks]). in, out, x: (Tl, B, C); bias: bias_chunks * C.
 struct Residual {
   static constexpr std::string_view kName = "residual";
-  View x, in, bias, out;
+  View x{};
+  View in;
+  View bias{};
+  View out;
   std::int64_t bias_chunks = 1, batch = 1;
   double dropout = 0;
   DropoutSite site = DropoutSite::kAttention;
@@ -282,10 +486,11 @@ struct Residual {
   }
 };
 
-// out = mask * d / keep; each chunk of dbias (+)= its column sums.
+// out = mask * d / keep; each chunk of dbias, where there is one, (+)= its column sums.
 struct ResidualBackward {
   static constexpr std::string_view kName = "residual_backward";
-  View d, out, dbias;
+  View d, out;
+  View dbias{};
   std::int64_t bias_chunks = 1, batch = 1;
   double dropout = 0;
   DropoutSite site = DropoutSite::kAttention;
@@ -305,11 +510,36 @@ struct ResidualBackward {
 
 // ---- mixture of experts --------------------------------------------------------------------------------------------
 
+// Row buffers hold the rows that were routed to experts: of expert e those from e * row_capacity() on; or with capacity 0,
+// where nothing is dropped, from where expert e-1's end.
 struct RouteShape {
   std::int64_t tokens = 0, batch = 0, experts = 0, choices = 0;
-  std::int64_t capacity = 0;  // of an expert, per sequence
+  std::int64_t capacity = 0;  // of an expert, per sequence; 0: every row is taken
   bool operator==(const RouteShape&) const = default;
-  std::int64_t row_capacity() const { return batch * capacity; }  // of an expert, in the row buffers
+  std::int64_t row_capacity() const { return batch * capacity; }  // of an expert, in the row buffers; 0: packed
+  std::int64_t buffer_rows() const { return capacity > 0 ? experts * row_capacity() : tokens * batch * choices; }
+};
+
+// How scores (positive) become choices and gates. A token chooses the k experts with the largest scores, ties to the lower
+// one: among those of its kept_groups best groups, where the experts are `groups` groups of neighbours. A group's score is
+// its experts' largest, or with group_by_two the sum of their two largest.
+//   gate = scale * score / (sum over the choices + epsilon)   normalised,   else scale * score
+struct RoutingRule {
+  bool normalise = true;
+  double epsilon = 0, scale = 1;
+  std::int64_t groups = 1, kept_groups = 1;
+  bool group_by_two = false;
+  bool operator==(const RoutingRule&) const = default;
+
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("normalise", s.normalise);
+    v("epsilon", s.epsilon);
+    v("gate_scale", s.scale);
+    v("groups", s.groups);
+    v("kept_groups", s.kept_groups);
+    v("by_two", s.group_by_two);
+  }
 };
 
 // x = 1/(1+exp(-x)), in place.
@@ -333,18 +563,42 @@ struct SigmoidBackward {
   }
 };
 
+// Each row becomes e^x / sum of e^x, in place.
+struct Softmax {
+  static constexpr std::string_view kName = "softmax";
+  View x;
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("x", s.x, Access::kUpdate);
+  }
+};
+
+// d = y (d - sum of y d over the row), in place, y = softmax(x).
+struct SoftmaxBackward {
+  static constexpr std::string_view kName = "softmax_backward";
+  View y, d;
+  template <class S, class V>
+  static void fields(S& s, V&& v) {
+    v("y", s.y, Access::kRead);
+    v("d", s.d, Access::kUpdate);
+  }
+};
+
 // Routing of each sequence by itself (jaxformer_semantics 5 and 11): scores (T,B,E) -> choice (T,B,k) i32,
 // slot (T,B,k) i32 (row in the expert buffers, -1: dropped), gate (T,B,k), rows (E) i32, fraction (B,E): share of
-// choices f. Adds to metrics (where given): balance, load, drops, each weighted 1/tp, as all tp ranks route alike.
+// choices f. bias (1,E), where given, is added to the scores for the choice alone. Adds to metrics (where given): balance, load, drops, each weighted 1/tp, as all tp ranks route alike.
 struct Route {
   static constexpr std::string_view kName = "route";
   View scores, choice, slot, gate, rows, fraction;
   View metrics{};
   RouteShape shape;
   double balance_gradient = 0;  // of the loss by a sequence's sum_e f P: alpha * E / k / sequences of the step
+  View bias{};
+  RoutingRule rule{};
   template <class S, class V>
   static void fields(S& s, V&& v) {
     v("scores", s.scores, Access::kRead);
+    v("bias", s.bias, Access::kRead);
     v("choice", s.choice, Access::kWrite);
     v("slot", s.slot, Access::kWrite);
     v("gate", s.gate, Access::kWrite);
@@ -353,6 +607,7 @@ struct Route {
     v("metrics", s.metrics, Access::kUpdate);
     v("capacity", s.shape.capacity);
     v("balance_gradient", s.balance_gradient);
+    s.rule.fields(s.rule, v);
   }
 };
 
@@ -363,6 +618,7 @@ struct RouteBackward {
   View dgate, scores, choice, gate, fraction, dscores;
   RouteShape shape;
   double coefficient = 0;  // Route's balance_gradient / tp
+  RoutingRule rule{};
   template <class S, class V>
   static void fields(S& s, V&& v) {
     v("dgate", s.dgate, Access::kRead);
@@ -372,6 +628,7 @@ struct RouteBackward {
     v("fraction", s.fraction, Access::kRead);
     v("dscores", s.dscores, Access::kWrite);
     v("coefficient", s.coefficient);
+    s.rule.fields(s.rule, v);
   }
 };
 
@@ -403,12 +660,14 @@ struct DispatchBackward {
   }
 };
 
-// out[token] (+)= sum over kept choices of gate * dropout(a[slot] W[expert] + bias_scale * bias[expert]): the experts' second
-// product and the sum of what they give, one operation because its gradient needs a and not the product (GateBackward).
-// product: experts x capacity rows, scratch.
+// out[token] (+)= sum over kept choices of gate * dropout(a[slot] W[expert] [+ bias_scale * bias[expert]]): the experts'
+// second product and the sum of what they give, one operation because its gradient needs a and not the product
+// (GateBackward). product: buffer_rows() rows, scratch.
 struct ExpertCombine {
   static constexpr std::string_view kName = "expert_combine";
-  View a, w, choice, slot, gate, rows, bias, product, out;
+  View a, w, choice, slot, gate, rows;
+  View bias{};
+  View product, out;
   RouteShape shape;
   double bias_scale = 1, dropout = 0;
   bool accumulate = false;
@@ -447,11 +706,13 @@ struct CombineBackward {
   }
 };
 
-// dgate = a[slot].da[slot] + bias_scale * d[slot].bias[expert] of every choice; 0 where it was dropped.
+// dgate = a[slot].da[slot] [+ bias_scale * d[slot].bias[expert]] of every choice; 0 where it was dropped.
 // (a.da with da = d W^T equals d.(a W): the expert's output need not be saved.)
 struct GateBackward {
   static constexpr std::string_view kName = "gate_backward";
-  View a, da, d, bias, choice, slot, dgate;
+  View a, da, d;
+  View bias{};
+  View choice, slot, dgate;
   RouteShape shape;
   double bias_scale = 1;
   template <class S, class V>
@@ -482,34 +743,53 @@ struct RowScale {
 
 // ---- embedding and loss --------------------------------------------------------------------------------------------
 
-struct Embed {  // out[row] = table[tokens[row]]
+// out[row] = scale * table[tokens[row]] [+ positions[t]], t: of the token in its whole sequence, of which the rows (t, b)
+// are this tp rank's part. The table's row `padding` is looked up like others, and gets no gradient.
+struct Embed {
   static constexpr std::string_view kName = "embed";
-  View table, tokens, out;
+  View table, tokens;
+  View positions{};  // at least T rows
+  View out;
+  double scale = 1;
+  std::int64_t batch = 1, padding = -1;
   template <class S, class V>
   static void fields(S& s, V&& v) {
     v("table", s.table, Access::kRead);
     v("tokens", s.tokens, Access::kRead);
+    v("positions", s.positions, Access::kRead);
     v("out", s.out, Access::kWrite);
+    v("scale", s.scale);
+    v("batch", s.batch);
+    v("padding", s.padding);
   }
 };
 
-struct EmbedBackward {  // dtable[tokens[row]] += d[row]
+// dtable[tokens[row]] += scale * d[row]; dpositions[t] += d[row].
+struct EmbedBackward {
   static constexpr std::string_view kName = "embed_backward";
   View d, tokens, dtable;
+  View dpositions{};
+  double scale = 1;
+  std::int64_t batch = 1, padding = -1;
   template <class S, class V>
   static void fields(S& s, V&& v) {
     v("d", s.d, Access::kRead);
     v("tokens", s.tokens, Access::kRead);
     v("dtable", s.dtable, Access::kUpdate);
+    v("dpositions", s.dpositions, Access::kUpdate);
+    v("scale", s.scale);
+    v("batch", s.batch);
+    v("padding", s.padding);
   }
 };
 
 // Logits, softmax cross-entropy and their gradient, `logits.rows` rows at a time so that a batch's logits never exist:
-// metrics += sum of -log softmax(x table^T)[target]; dx, dtable += gradient of `scale` times that sum.
+// metrics += sum of -log softmax(x table^T [+ bias])[target]; dx, dtable [, dbias] += gradient of `scale` times that sum.
 struct LmHead {
   static constexpr std::string_view kName = "lm_head";
   View x, table, targets, dx, dtable, logits, metrics;
-  double scale = 1;  // 1 / tokens of the step
+  View bias{}, dbias{};  // 1 x V
+  double scale = 1;      // 1 / tokens of the step
   template <class S, class V>
   static void fields(S& s, V&& v) {
     v("x", s.x, Access::kRead);
@@ -517,6 +797,8 @@ struct LmHead {
     v("targets", s.targets, Access::kRead);
     v("dx", s.dx, Access::kWrite);
     v("dtable", s.dtable, Access::kUpdate);
+    v("bias", s.bias, Access::kRead);
+    v("dbias", s.dbias, Access::kUpdate);
     v("logits", s.logits, Access::kWrite);
     v("metrics", s.metrics, Access::kUpdate);
     v("scale", s.scale);
@@ -558,10 +840,18 @@ struct SumSquares {
   }
 };
 
+struct AdamSpec {
+  double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
+  double weight_decay = 1e-4;
+  double clip_norm = 1;  // largest global norm of the gradients; 0: whatever it is
+  bool operator==(const AdamSpec&) const = default;
+};
+
 // Clip by the global norm (from metrics), AdamW, weight decay: jaxformer_semantics 9. Gradients are left as they are.
 struct AdamW {
   static constexpr std::string_view kName = "adamw";
   View grad, metrics, param, m, v_;
+  AdamSpec spec{};
   template <class S, class V>
   static void fields(S& s, V&& v) {
     v("grad", s.grad, Access::kRead);
@@ -569,6 +859,11 @@ struct AdamW {
     v("param", s.param, Access::kUpdate);
     v("m", s.m, Access::kUpdate);
     v("v", s.v_, Access::kUpdate);
+    v("beta1", s.spec.beta1);
+    v("beta2", s.spec.beta2);
+    v("epsilon", s.spec.epsilon);
+    v("weight_decay", s.spec.weight_decay);
+    v("clip_norm", s.spec.clip_norm);
   }
 };
 
@@ -635,10 +930,12 @@ struct Free {  // the end of a workspace tensor's life
 };
 
 using Op =
-    std::variant<Gemm, GroupedGemm, ColumnSum, GroupedColumnSum, RmsNorm, RmsNormBackward, Rope, AttentionForward,
-                 AttentionBackward, Gelu, GeluBackward, Residual, ResidualBackward, Sigmoid, SigmoidBackward, Route,
-                 RouteBackward, Dispatch, DispatchBackward, ExpertCombine, CombineBackward, GateBackward, RowScale,
-                 Embed, EmbedBackward, LmHead, Fill, Cast, SumSquares, AdamW, Collective, Send, Recv, Free>;
+    std::variant<Gemm, GroupedGemm, ColumnSum, GroupedColumnSum, RmsNorm, RmsNormBackward, LayerNorm, LayerNormBackward,
+                 RowMeanSquare, RowMeanSquareBackward, RmsScale, RmsScaleBackward, Rope, Attention, AttentionBackward,
+                 Activation, ActivationBackward, GatedActivation, GatedActivationBackward, Residual, ResidualBackward,
+                 Sigmoid, SigmoidBackward, Softmax, SoftmaxBackward, Route, RouteBackward, Dispatch, DispatchBackward,
+                 ExpertCombine, CombineBackward, GateBackward, RowScale, Embed, EmbedBackward, LmHead, Fill, Cast,
+                 SumSquares, AdamW, Collective, Send, Recv, Free>;
 constexpr int kOpKinds = std::variant_size_v<Op>;
 
 // Index of an operation's kind, and its name: "gemm", "all-gather", ...

@@ -7,12 +7,13 @@
 namespace meshwright {
 namespace {
 
-// Calls f(rows, cols) for every row block of causal attention: it sees the columns before its own end.
+// Calls f(rows, cols) for every row block of causal attention: it sees the columns before its own end, from the first that
+// its first row sees.
 template <class F>
 void for_each_block(const AttentionShape& shape, F&& f) {
   for (std::int64_t begin = 0; begin < shape.tokens; begin += shape.block) {
     const std::int64_t rows = std::min(shape.block, shape.tokens - begin);
-    f(rows, begin + rows);
+    f(rows, begin + rows - shape.first_column(begin));
   }
 }
 
@@ -36,9 +37,9 @@ struct WorkOf {
   }
 
   // Bytes of every operand, read or written once; an update does both. `skip`: an operand that is not
-  // counted. Of row buffers of experts (row_capacity rows) only the routed rows are touched.
+  // counted. Of row buffers of experts (buffer_rows rows) only the routed rows are touched.
   template <class O>
-  Work streamed(const O& op, std::string_view skip = {}, std::int64_t row_capacity = 0) const {
+  Work streamed(const O& op, std::string_view skip = {}, std::int64_t buffer_rows = 0) const {
     Work work;
     Bytes largest{-1};
     O::fields(op, [&](std::string_view field, const auto&... rest) {
@@ -50,8 +51,8 @@ struct WorkOf {
             work.dtype = dtype(view);
           }
           Bytes touched = bytes(view);
-          if (routed_rows >= 0 && row_capacity > 0 && view.rows == row_capacity)
-            touched = touched.value / row_capacity * Bytes{routed_rows};
+          if (routed_rows >= 0 && buffer_rows > 0 && view.rows == buffer_rows)
+            touched = touched.value / buffer_rows * Bytes{routed_rows};
           work.bytes += (access == Access::kUpdate ? 2 : 1) * touched;
         }(rest...);
       }
@@ -68,10 +69,9 @@ struct WorkOf {
   }
 
   Work operator()(const GroupedGemm& op) const {
-    const std::int64_t row_capacity = op.experts * op.capacity;
-    const std::int64_t rows = routed_rows < 0 ? row_capacity : routed_rows;
+    const std::int64_t rows = routed_rows < 0 ? op.a.rows : routed_rows;
     const std::int64_t rows_per_expert = divide_up(rows, op.experts);
-    Work work = streamed(op, {}, row_capacity);
+    Work work = streamed(op, {}, op.a.rows);
     work.m = op.ta ? op.other() : rows_per_expert;
     work.n = op.n();
     work.k = op.ta ? rows_per_expert : op.other();
@@ -83,9 +83,8 @@ struct WorkOf {
 
   // The product of the routed rows; it is written, and read once by the sum.
   Work operator()(const ExpertCombine& op) const {
-    const std::int64_t row_capacity = op.shape.experts * op.shape.row_capacity();
-    const std::int64_t rows = routed_rows < 0 ? row_capacity : routed_rows;
-    Work work = streamed(op, {}, row_capacity);
+    const std::int64_t rows = routed_rows < 0 ? op.shape.buffer_rows() : routed_rows;
+    Work work = streamed(op, {}, op.shape.buffer_rows());
     work.bytes += rows * Bytes{op.product.cols * size_of(dtype(op.product))};
     work.m = divide_up(rows, op.shape.experts), work.n = op.out.cols, work.k = op.a.cols, work.batch = op.shape.experts;
     work.flops = {2 * rows * work.n * work.k};
@@ -102,14 +101,14 @@ struct WorkOf {
     work.flops = flops;
     return work;
   }
-  Work operator()(const AttentionForward& op) const {
+  Work operator()(const Attention& op) const {
     Work work = attention(streamed(op, "scratch"), op.shape, attention_flops(op.shape));
-    work.dtype = dtype(op.qn);
+    work.dtype = dtype(op.q);
     return work;
   }
   Work operator()(const AttentionBackward& op) const {
     Work work = attention(streamed(op, "scratch"), op.shape, attention_backward_flops(op.shape));
-    work.dtype = dtype(op.qn);
+    work.dtype = dtype(op.q);
     return work;
   }
 
@@ -124,39 +123,60 @@ struct WorkOf {
     work.flops = {3 * 2 * rows * width * vocabulary};
     work.dtype = dtype(op.x);
     const Bytes all_logits{rows * op.logits.cols * size_of(dtype(op.logits))};
-    work.bytes = 2 * bytes(op.x) + bytes(op.dx) + bytes(op.targets) + 2 * bytes(op.metrics) +
-                 chunks * (2 * bytes(op.table) + 2 * bytes(op.dtable)) + 5 * all_logits;
+    work.bytes = 2 * bytes(op.x) + bytes(op.dx) + bytes(op.targets) + 2 * bytes(op.metrics) + bytes(op.bias) +
+                 2 * bytes(op.dbias) + chunks * (2 * bytes(op.table) + 2 * bytes(op.dtable)) + 5 * all_logits;
     return work;
   }
 
-  // Of the table only the rows that are looked up.
+  // Of the table only the rows that are looked up, and of the positions those that this rank has.
   Work operator()(const Embed& op) const {
     Work work = streamed(op, "table");
     work.bytes += Bytes{op.out.rows * op.out.cols * size_of(dtype(op.table))};
+    if (op.positions) work.bytes += bytes(first_rows(op.positions, op.out.rows / op.batch)) - bytes(op.positions);
     return work;
   }
   Work operator()(const EmbedBackward& op) const {
     Work work = streamed(op, "dtable");
     work.bytes += Bytes{2 * op.d.rows * op.d.cols * size_of(dtype(op.dtable))};
+    if (op.dpositions)
+      work.bytes += 2 * (bytes(first_rows(op.dpositions, op.d.rows / op.batch)) - bytes(op.dpositions));
     return work;
   }
+  static View first_rows(View view, std::int64_t rows) {
+    view.rows = rows;
+    return view;
+  }
 
-  Work operator()(const GroupedColumnSum& op) const { return streamed(op, {}, op.experts * op.capacity); }
-  Work operator()(const Gelu& op) const { return streamed(op, {}, op.rows ? op.experts * op.capacity : 0); }
-  Work operator()(const GeluBackward& op) const { return streamed(op, {}, op.rows ? op.experts * op.capacity : 0); }
-  Work operator()(const GateBackward& op) const { return streamed(op, {}, op.shape.experts * op.shape.row_capacity()); }
-  Work operator()(const RowScale& op) const { return streamed(op, {}, op.shape.experts * op.shape.row_capacity()); }
+  Work operator()(const GroupedColumnSum& op) const { return streamed(op, {}, op.in.rows); }
+  Work operator()(const Activation& op) const { return streamed(op, {}, op.rows ? op.in.rows : 0); }
+  Work operator()(const ActivationBackward& op) const { return streamed(op, {}, op.rows ? op.in.rows : 0); }
+  Work operator()(const GatedActivation& op) const { return streamed(op, {}, op.rows ? op.in.rows : 0); }
+  Work operator()(const GatedActivationBackward& op) const { return streamed(op, {}, op.rows ? op.in.rows : 0); }
+  Work operator()(const GateBackward& op) const { return streamed(op, {}, op.shape.buffer_rows()); }
+  Work operator()(const RowScale& op) const { return streamed(op, {}, op.shape.buffer_rows()); }
 
   Work operator()(const ColumnSum& op) const { return streamed(op); }
   Work operator()(const RmsNorm& op) const { return streamed(op); }
   Work operator()(const RmsNormBackward& op) const { return streamed(op); }
-  Work operator()(const Rope& op) const { return streamed(op); }
+  Work operator()(const LayerNorm& op) const { return streamed(op); }
+  Work operator()(const LayerNormBackward& op) const { return streamed(op); }
+  Work operator()(const RowMeanSquare& op) const { return streamed(op); }
+  Work operator()(const RowMeanSquareBackward& op) const { return streamed(op); }
+  Work operator()(const RmsScale& op) const { return streamed(op); }
+  Work operator()(const RmsScaleBackward& op) const { return streamed(op); }
+  Work operator()(const Rope& op) const {
+    Work work = streamed(op);  // of each head only the channels that turn
+    work.bytes = Bytes{2 * op.x.rows * op.heads * op.width * size_of(dtype(op.x))};
+    return work;
+  }
   Work operator()(const Residual& op) const { return streamed(op); }
   Work operator()(const ResidualBackward& op) const { return streamed(op); }
   Work operator()(const Sigmoid& op) const { return streamed(op); }
   Work operator()(const Route& op) const { return streamed(op); }
   Work operator()(const RouteBackward& op) const { return streamed(op); }
   Work operator()(const SigmoidBackward& op) const { return streamed(op); }
+  Work operator()(const Softmax& op) const { return streamed(op); }
+  Work operator()(const SoftmaxBackward& op) const { return streamed(op); }
   Work operator()(const Dispatch& op) const { return streamed(op); }
   Work operator()(const DispatchBackward& op) const { return streamed(op); }
   Work operator()(const CombineBackward& op) const { return streamed(op); }
@@ -193,16 +213,16 @@ bool is_kind_of(OpKind kind) {
 }  // namespace
 
 bool is_product(OpKind kind) {
-  return is_kind_of<Gemm, GroupedGemm, ExpertCombine, AttentionForward, AttentionBackward, LmHead>(kind);
+  return is_kind_of<Gemm, GroupedGemm, ExpertCombine, Attention, AttentionBackward, LmHead>(kind);
 }
 
 Flops attention_flops(const AttentionShape& shape) {
-  const std::int64_t per_score = 2 * (shape.head_dim + shape.rope_width) + 2 * shape.head_dim;
+  const std::int64_t per_score = 2 * (shape.head_dim + shape.rope_width) + 2 * shape.value_dim;
   return {shape.batch * shape.heads * score_elements(shape) * per_score};
 }
 
 Flops attention_backward_flops(const AttentionShape& shape) {
-  const std::int64_t per_score = 2 * (3 * (shape.head_dim + shape.rope_width) + 2 * shape.head_dim);
+  const std::int64_t per_score = 2 * (3 * (shape.head_dim + shape.rope_width) + 2 * shape.value_dim);
   return {shape.batch * shape.heads * score_elements(shape) * per_score};
 }
 

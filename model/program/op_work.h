@@ -30,9 +30,9 @@ bool is_product(OpKind kind);
 // microbatches of the step; empty: experts at capacity.
 Flops program_flops(const ProgramSet& set, const Program& program, const std::vector<std::int64_t>& routed_rows = {});
 
-// FLOPs of causal attention in row blocks, per (batch, head) the blocks that are computed:
-//   forward  sum over blocks of 2 * rows * cols * (head_dim + rope_width) + 2 * rows * cols * head_dim
-//   backward sum over blocks of 2 * rows * cols * (3 * (head_dim + rope_width) + 2 * head_dim)
+// FLOPs of causal attention in row blocks, per (batch, query head) the blocks that are computed:
+//   forward  sum over blocks of 2 * rows * cols * (head_dim + rope_width) + 2 * rows * cols * value_dim
+//   backward sum over blocks of 2 * rows * cols * (3 * (head_dim + rope_width) + 2 * value_dim)
 Flops attention_flops(const AttentionShape& shape);
 Flops attention_backward_flops(const AttentionShape& shape);
 

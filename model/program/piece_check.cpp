@@ -202,7 +202,7 @@ class PieceReader {
   }
 
   void check_extents(const GroupedGemm& op) {
-    const std::int64_t e = op.experts, rows = e * op.capacity, other = op.other();
+    const std::int64_t e = op.experts, rows = op.capacity > 0 ? e * op.capacity : op.a.rows, other = op.other();
     const bool agree = op.a.rows == rows &&
                        (op.ta ? op.b.rows == rows && op.b.cols == op.n() && op.c.rows == e * other
                               : op.a.cols == other && op.c.rows == rows &&
@@ -243,10 +243,36 @@ class PieceReader {
   void check_extents(const Send& op) { message(op.x); }
   void check_extents(const Recv& op) { message(op.x); }
 
-  // Of the other kinds only the operands' windows and lifetimes are checked.
+  // Windows whose rows may be apart.
+  void check_extents(const ColumnSum&) {}
+  void check_extents(const Rope&) {}
+  void check_extents(const Attention& op) { check_attention(op, 1); }
+  void check_extents(const AttentionBackward& op) { check_attention(op, 2); }
   template <class O>
-  void check_extents(const O&) {
-    static_assert(kOpKinds == 34, "a new kind of operation: decide here which extents must agree");
+  void check_attention(const O& op, std::int64_t blocks) {
+    const AttentionShape& s = op.shape;
+    if (s.kv_heads < 1 || s.heads % s.kv_heads != 0)
+      fault("{} heads do not share {} keys and values evenly", s.heads, s.kv_heads);
+    if (op.q.cols != s.heads * s.head_dim || op.k.cols != s.kv_heads * s.head_dim ||
+        op.v.cols != s.kv_heads * s.value_dim)
+      fault("q, k, v have {}, {}, {} columns for {} and {} heads of {} and {}", op.q.cols, op.k.cols, op.v.cols,
+            s.heads, s.kv_heads, s.head_dim, s.value_dim);
+    if (count(op.scratch) < blocks * std::min(s.block, s.tokens) * s.block_columns())
+      fault("scratch has {} elements for {} blocks of {} x {}", count(op.scratch), blocks, s.block, s.block_columns());
+  }
+
+  // Of the other kinds only the operands' windows and lifetimes are checked, and that rows follow each other.
+  template <class O>
+  void check_extents(const O& op) {
+    static_assert(kOpKinds == 44, "a new kind of operation: decide here which extents must agree");
+    O::fields(op, [&](std::string_view field, const auto&... rest) {
+      if constexpr (sizeof...(rest) == 2) {
+        [&](const View& view, Access) {
+          if (view && view.rows > 1 && view.ld != view.cols)
+            fault("{}: rows of {} columns lie {} apart", field, view.cols, view.ld);
+        }(rest...);
+      }
+    });
   }
 
   const Piece& piece_;

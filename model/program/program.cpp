@@ -58,6 +58,7 @@ struct FieldWriter {
   void operator()(std::string_view field, bool set) const {
     if (set) line += fmt::format(" {}", field);
   }
+  void operator()(std::string_view field, std::string_view value) const { line += fmt::format(" {}={}", field, value); }
   template <class T>
   requires std::is_arithmetic_v<T>
   void operator()(std::string_view field, T value) const { line += fmt::format(" {}={}", field, value); }
@@ -74,8 +75,9 @@ std::array<std::int64_t, kMemoryClasses> Program::bytes_by_class() const {
 void free_after_last_use(Piece& piece) {
   std::vector<std::size_t> last(piece.tensors.size());
   for (std::size_t i = 0; i < piece.ops.size(); ++i)
-    for_each_operand(piece.ops[i],
-                     [&](std::string_view, const View& v, Access) { last[static_cast<std::size_t>(v.tensor)] = i + 1; });
+    for_each_operand(piece.ops[i], [&](std::string_view, const View& v, Access) {
+      last[static_cast<std::size_t>(v.tensor)] = i + 1;
+    });
   std::vector<std::vector<TensorId>> ends(piece.ops.size() + 1);
   for (TensorId t = 0; t < static_cast<TensorId>(last.size()); ++t)
     if (piece.tensors[t].frame == Frame::kWorkspace) ends[last[static_cast<std::size_t>(t)]].push_back(t);

@@ -105,6 +105,8 @@ struct ParameterPlacement {
 struct Unit {
   std::string name;
   bool tp_replicated = false;  // gradients are then also summed over tp
+  bool trained = true;         // false: buffers, which have no gradient and which no update changes; a block's last unit
+  bool second_copy = false;    // of a tied table on the first stage: the last stage's counts in the gradient's norm
   std::vector<ParameterPlacement> parameters;
   std::int64_t elements = 0;  // without padding
   std::int64_t padded = 0;    // a multiple of 16 * dp * tp
@@ -123,6 +125,7 @@ struct Block {
 struct Parameter {
   std::string name;  // "layers.3.mla.down.kernel"
   Shape shape;       // global
+  bool trained = true;
 };
 
 // Where a rank keeps a block's state, in bytes of its arena. -1: not kept (gathered when used).
@@ -130,7 +133,6 @@ struct BlockState {
   int block = 0;
   std::int64_t weights = -1, weight_shard = -1, master = -1, grads = -1, grad_shard = -1, moment1 = -1, moment2 = -1;
   bool master_sharded = false;  // master, moments (and grad_shard) hold 1/dp of each unit
-  bool counts_in_norm = true;   // false on the first stage's copy of a tied table that the last stage holds, too
 };
 
 struct StepShape {

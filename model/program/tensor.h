@@ -18,6 +18,8 @@ constexpr std::string_view name(DType t) {
 }
 constexpr std::int64_t size_of(DType t) { return t == DType::kF64 ? 8 : t == DType::kBF16 || t == DType::kF16 ? 2 : 4; }
 
+constexpr std::int64_t align_up(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }  // as tensors of an arena begin
+
 using Shape = std::vector<std::int64_t>;
 std::int64_t elements(const Shape& shape);
 std::string to_string(const Shape& shape);  // "(1024, 8, 768)"

@@ -157,6 +157,9 @@ const std::map<std::string, Promise>& promises() {
       {"meshwright --version", says("\ncommit ")},
       {"meshwright params my.json", says("parameters")},
       {"meshwright search my.json --system v4:4x4x4", says("legal plans fit")},
+      {"meshwright search configs/models/llama-3-8b.json --system v4:4x4x4 --batch 512 --tokens 4096",
+       says("batch 512 x 4,096",
+            [](const std::string& command) { return replaced(command, "configs/", kRepository + "/configs/"); })},
       {"meshwright simulate my.json --system v4:4x4x4 --plan best", says("MFU")},
       {"meshwright simulate my.json --system v4:4x4x4 --plan "
        "16x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full --trace step.json --shardings",

@@ -1,8 +1,11 @@
+#include "executor/kernels/activation.h"
 #include "executor/kernels/elementwise.h"
 #include "tests/executor/kernel_test_support.h"
 
 namespace meshwright::kernels {
 namespace {
+
+constexpr ActivationKind kGelu = ActivationKind::kGeluTanh;
 
 template <class Real>
 class Elementwise : public InBothPrecisions<Real> {};
@@ -17,7 +20,7 @@ TYPED_TEST(Elementwise, gelu_equals_its_formula) {
   Values u = stored<Real>(random_values(4099, 1, -12, 12));
   u[0] = 0;
   std::vector<Real> a = as<Real>(u);
-  gelu<Real>(a.size(), a.data(), a.data());  // in place
+  activation<Real>(kGelu, a.size(), a.data(), a.data());  // in place
   for (std::size_t i = 0; i < u.size(); ++i) {
     const double expected = gelu_of(u[i]);
     ASSERT_NEAR(a[i], expected, (sizeof(Real) == 4 ? 3e-7 : 1e-15) * std::max(1.0, std::abs(expected))) << u[i];
@@ -28,8 +31,8 @@ TEST(Gelu, of_large_floats_stays_finite) {
   const std::vector<float> u = {-1e4f, -100.f, 100.f, 1e4f};
   std::vector<float> a(4), du(4);
   const std::vector<float> da(4, 1.f);
-  gelu<float>(4, u.data(), a.data());
-  gelu_backward<float>(4, u.data(), da.data(), du.data());
+  activation<float>(kGelu, 4, u.data(), a.data());
+  activation_backward<float>(kGelu, 4, u.data(), da.data(), du.data());
   EXPECT_NEAR(a[0], 0, 1e-30);
   EXPECT_NEAR(a[1], 0, 1e-30);
   EXPECT_EQ(a[2], 100.f);
@@ -55,9 +58,10 @@ std::vector<Real> whole_line() {
 TYPED_TEST(Elementwise, gelu_and_its_derivative_are_right_on_the_whole_real_line) {
   using Real = TypeParam;
   const std::vector<Real> u = whole_line<Real>(), ones(u.size(), Real(1));
-  auto a = unwritten<Real>(u.size()), du = unwritten<Real>(u.size());
-  gelu<Real>(u.size(), u.data(), a.data());
-  gelu_backward<Real>(u.size(), u.data(), ones.data(), du.data());
+  const auto n = static_cast<std::int64_t>(u.size());
+  auto a = unwritten<Real>(n), du = a;
+  activation<Real>(kGelu, u.size(), u.data(), a.data());
+  activation_backward<Real>(kGelu, u.size(), u.data(), ones.data(), du.data());
   const double tolerance = sizeof(Real) == 4 ? 1e-6 : 1e-13;
   for (std::size_t i = 0; i < u.size(); ++i) {
     // 1 - tanh^2 = 1 / cosh^2; long double reaches 1e4932, so that nothing overflows on the way.
@@ -75,12 +79,12 @@ TYPED_TEST(Elementwise, gelu_of_infinities_is_its_limit_and_of_nan_is_nan) {
   const Real inf = std::numeric_limits<Real>::infinity(), nan = std::numeric_limits<Real>::quiet_NaN();
   const std::vector<Real> u = {-inf, inf, nan}, ones(3, Real(1));
   std::vector<Real> du(3);
-  gelu_backward<Real>(3, u.data(), ones.data(), du.data());
+  activation_backward<Real>(kGelu, 3, u.data(), ones.data(), du.data());
   EXPECT_NEAR(du[0], 0, 1e-34);
   EXPECT_EQ(du[1], Real(1));
   EXPECT_TRUE(std::isnan(du[2]));
   std::vector<Real> a(3);
-  gelu<Real>(3, u.data(), a.data());
+  activation<Real>(kGelu, 3, u.data(), a.data());
   EXPECT_NEAR(a[0], 0, 1e-36);
   EXPECT_EQ(a[1], inf);
   EXPECT_TRUE(std::isnan(a[2]));
@@ -89,11 +93,11 @@ TYPED_TEST(Elementwise, gelu_of_infinities_is_its_limit_and_of_nan_is_nan) {
 TEST(Gelu, backward_is_its_derivative) {
   const Values u = random_values(200, 2, -5, 5), da = random_values(200, 3);
   Values du = unwritten<double>(200);
-  gelu_backward<double>(200, u.data(), da.data(), du.data());
+  activation_backward<double>(kGelu, 200, u.data(), da.data(), du.data());
   expect_gradient(
       [&](const Values& x) {
         Values a(x.size());
-        gelu<double>(x.size(), x.data(), a.data());
+        activation<double>(kGelu, x.size(), x.data(), a.data());
         return inner(a, da);
       },
       u, du, 1e-8);
@@ -102,9 +106,9 @@ TEST(Gelu, backward_is_its_derivative) {
 TEST(Gelu, backward_in_float_follows_double_and_works_in_place) {
   const Values u = stored<float>(random_values(1000, 2, -8, 8)), da = stored<float>(random_values(1000, 3));
   Values du(1000);
-  gelu_backward<double>(1000, u.data(), da.data(), du.data());
+  activation_backward<double>(kGelu, 1000, u.data(), da.data(), du.data());
   std::vector<float> in_place = as<float>(da);
-  gelu_backward<float>(1000, as<float>(u).data(), in_place.data(), in_place.data());
+  activation_backward<float>(kGelu, 1000, as<float>(u).data(), in_place.data(), in_place.data());
   expect_close(in_place, du, 1e-6);
 }
 
@@ -183,6 +187,110 @@ TEST(Cast, rounds_to_nearest_and_back_exactly) {
   EXPECT_EQ(back[0], static_cast<double>(0.1f));
   EXPECT_EQ(back[1], -2);
   EXPECT_TRUE(std::isinf(f[2]));
+}
+
+// In long double, straight from the definitions in op.h.
+long double activation_of(ActivationKind kind, long double u) {
+  switch (kind) {
+    case ActivationKind::kGeluTanh:
+      return u / 2 * (1 + std::tanh(std::sqrt(2 / M_PIl) * (u + 0.044715L * u * u * u)));
+    case ActivationKind::kGeluErf:
+      return u / 2 * std::erfc(-u / std::sqrt(2.0L));
+    case ActivationKind::kSilu:
+      return u / (1 + std::exp(-u));
+    case ActivationKind::kRelu:
+      return u > 0 ? u : 0;
+  }
+  return 0;
+}
+constexpr ActivationKind kKinds[] = {ActivationKind::kGeluTanh, ActivationKind::kGeluErf, ActivationKind::kSilu,
+                                     ActivationKind::kRelu};
+
+TYPED_TEST(Elementwise, activations_and_their_derivatives_equal_their_formulas_on_the_whole_real_line) {
+  using Real = TypeParam;
+  const std::vector<Real> u = whole_line<Real>(), ones(u.size(), Real(1));
+  for (const ActivationKind kind : kKinds) {
+    auto a = unwritten<Real>(u.size()), du = unwritten<Real>(u.size());
+    activation<Real>(kind, u.size(), u.data(), a.data());
+    activation_backward<Real>(kind, u.size(), u.data(), ones.data(), du.data());
+    const double tolerance = sizeof(Real) == 4 ? 1e-6 : 1e-14;
+    for (std::size_t i = 0; i < u.size(); ++i) {
+      const auto expected = static_cast<double>(activation_of(kind, u[i]));
+      ASSERT_NEAR(a[i], expected, tolerance * std::max(1.0, std::abs(expected))) << name(kind) << " at " << u[i];
+      if (std::abs(u[i]) > 1000 || (kind == ActivationKind::kRelu && std::abs(u[i]) < 1e-3)) continue;
+      const long double step = 1e-5L;
+      const auto slope =
+          static_cast<double>((activation_of(kind, u[i] + step) - activation_of(kind, u[i] - step)) / (2 * step));
+      ASSERT_NEAR(du[i], slope, sizeof(Real) == 4 ? 2e-6 : 1e-9) << name(kind) << " slope at " << u[i];
+    }
+  }
+}
+
+TYPED_TEST(Elementwise, activations_of_infinities_are_their_limits_and_of_nan_nan) {
+  using Real = TypeParam;
+  const Real inf = std::numeric_limits<Real>::infinity();
+  const std::vector<Real> u = {-inf, inf, std::numeric_limits<Real>::quiet_NaN()}, ones(3, Real(1));
+  for (const ActivationKind kind : kKinds) {
+    std::vector<Real> a(3), du(3);
+    activation<Real>(kind, 3, u.data(), a.data());
+    activation_backward<Real>(kind, 3, u.data(), ones.data(), du.data());
+    EXPECT_NEAR(a[0], 0, 1e-32) << name(kind);
+    EXPECT_EQ(a[1], inf) << name(kind);
+    EXPECT_NEAR(du[0], 0, 1e-32) << name(kind);
+    EXPECT_EQ(du[1], Real(1)) << name(kind);
+    EXPECT_TRUE(std::isnan(a[2]) && std::isnan(du[2])) << name(kind);
+  }
+}
+
+TYPED_TEST(Elementwise, a_gated_activation_is_the_product_of_its_halves_and_has_its_derivative) {
+  using Real = TypeParam;
+  const std::int64_t rows = 5, F = 19;
+  const Values u = stored<Real>(random_values(rows * 2 * F, 1, -4, 4)), da = stored<Real>(random_values(rows * F, 2));
+  const std::vector<Real> u_r = as<Real>(u), da_r = as<Real>(da);
+  for (const ActivationKind kind : kKinds) {
+    const auto naive = [&](const Values& at) {
+      Values a;
+      for (std::int64_t r = 0; r < rows; ++r)
+        for (std::int64_t c = 0; c < F; ++c)
+          a.push_back(static_cast<double>(activation_of(kind, at[r * 2 * F + c])) * at[r * 2 * F + F + c]);
+      return a;
+    };
+    auto a = unwritten<Real>(rows * F), du = unwritten<Real>(rows * 2 * F);
+    gated_activation<Real>(kind, rows, F, u_r.data(), a.data());
+    expect_close(a, naive(u));
+    gated_activation_backward<Real>(kind, rows, F, u_r.data(), da_r.data(), du.data());
+    expect_gradient([&](const Values& at) { return inner(naive(at), da); }, u, Values(du.begin(), du.end()),
+                    sizeof(Real) == 4 ? 1e-5 : 1e-8);
+    std::vector<Real> in_place = u_r;
+    gated_activation_backward<Real>(kind, rows, F, in_place.data(), da_r.data(), in_place.data());
+    EXPECT_EQ(in_place, du);
+  }
+}
+
+TYPED_TEST(Elementwise, softmax_of_rows_equals_its_formula_and_has_its_derivative) {
+  using Real = TypeParam;
+  for (const std::int64_t n : {1, 5, 70}) {
+    const std::int64_t rows = 3;
+    const Values x = stored<Real>(random_values(rows * n, 1, -3, 3)), d = stored<Real>(random_values(rows * n, 2));
+    const auto naive = [&](const Values& at) {
+      Values y(at.size());
+      for (std::int64_t r = 0; r < rows; ++r) {
+        double total = 0;
+        for (std::int64_t c = 0; c < n; ++c) total += std::exp(at[r * n + c]);
+        for (std::int64_t c = 0; c < n; ++c) y[r * n + c] = std::exp(at[r * n + c]) / total;
+      }
+      return y;
+    };
+    std::vector<Real> y = as<Real>(x), dx = as<Real>(d);
+    softmax<Real>(rows, n, y.data());
+    expect_close(y, naive(x), sizeof(Real) == 4 ? 3e-7 : 1e-15);
+    softmax_backward<Real>(rows, n, y.data(), dx.data());
+    expect_gradient([&](const Values& at) { return inner(naive(at), d); }, x, Values(dx.begin(), dx.end()),
+                    sizeof(Real) == 4 ? 1e-6 : 1e-8);
+  }
+  std::vector<Real> huge = {Real(1e30), Real(-1e30), Real(1e30)};
+  softmax<Real>(1, 3, huge.data());
+  EXPECT_EQ(huge, (std::vector<Real>{0.5, 0, 0.5}));
 }
 
 }  // namespace

@@ -6,6 +6,8 @@
 namespace meshwright::kernels {
 namespace {
 
+constexpr ActivationKind kGelu = ActivationKind::kGeluTanh;
+
 // A layer of experts, T x B tokens of width C, hidden width F.
 constexpr std::int64_t T = 5, B = 2, C = 6, F = 8, E = 3, k = 2, cap = 3;
 constexpr std::int64_t kTokens = T * B, kSlots = E * B * cap;
@@ -50,8 +52,9 @@ class Layer {
         w1_(as<Real>(rows(in.w1, F, C, first, n))),
         b1_(as<Real>(in.b1)) {
     std::vector<std::int32_t> scratch(routing_scratch(shape_));
-    route(shape_, scores_.data(), Routing<Real>{choice_.data(), slot_.data(), gate_.data(), rows_.data(), f_.data()},
-          RoutingStatistics{load_.data(), &dropped, &balance_}, scratch.data());
+    route<Real>(shape_, {}, scores_.data(), nullptr,
+                Routing<Real>{choice_.data(), slot_.data(), gate_.data(), rows_.data(), f_.data()},
+                RoutingStatistics{load_.data(), &dropped, &balance_}, scratch.data());
     combine_ = {.rows = {T, B, T, 0, kSequences.data()},
                 .experts = E,
                 .choices = k,
@@ -69,7 +72,7 @@ class Layer {
     auto y = unwritten<Real>(kSlots * C);
     expert_gemm(experts_, Transpose::kNo, n_, C, packed_.data(), C, w0_.data(), u_.data(), n_);
     expert_add_bias(experts_, n_, b0_.data(), u_.data());
-    expert_gelu(experts_, n_, u_.data(), a_.data());
+    expert_activation(experts_, kGelu, n_, u_.data(), a_.data());
     expert_gemm(experts_, Transpose::kNo, C, n_, a_.data(), n_, w1_.data(), y.data(), C);
     auto out = unwritten<Real>(kTokens * C);
     combine(combine_, y.data(), b1_.data(), bias_scale_, false, out.data());
@@ -85,12 +88,12 @@ class Layer {
     combine_backward(combine_, dout.data(), masked.data(), row_gate.data());
     expert_gemm(experts_, Transpose::kYes, n_, C, masked.data(), C, w1_.data(), da.data(), n_);
     gate_gradient(combine_, n_, a_.data(), da.data(), masked.data(), b1_.data(), bias_scale_, dgate.data());
-    routing_backward(shape_, scores_.data(), choice_.data(), gate_.data(), dgate.data(), dscores.data());
+    routing_backward(shape_, {}, scores_.data(), choice_.data(), gate_.data(), dgate.data(), dscores.data());
     expert_column_sum(experts_, C, masked.data(), row_gate.data(), bias_scale_, false, db1.data());
     expert_scale_rows(experts_, n_, row_gate.data(), a_.data());
     expert_weight_gradient(experts_, n_, C, a_.data(), n_, masked.data(), C, false, dw1.data());
     expert_scale_rows(experts_, n_, row_gate.data(), da.data());
-    expert_gelu_backward(experts_, n_, u_.data(), da.data(), da.data());
+    expert_activation_backward(experts_, kGelu, n_, u_.data(), da.data(), da.data());
     expert_column_sum<Real>(experts_, n_, da.data(), nullptr, 1, false, db0.data());
     expert_weight_gradient(experts_, C, n_, packed_.data(), C, da.data(), n_, false, dw0.data());
     expert_gemm(experts_, Transpose::kYes, C, n_, da.data(), n_, w0_.data(), dpacked.data(), C);
@@ -106,7 +109,7 @@ class Layer {
   std::int64_t n_;
   Real bias_scale_;
   std::vector<Real> h_, scores_, w0_, b0_, w1_, b1_;
-  RoutingShape shape_{T, B, E, k, cap};
+  RouteShape shape_{T, B, E, k, cap};
   std::vector<std::int32_t> choice_ = std::vector<std::int32_t>(kTokens * k), slot_ = choice_,
                             rows_ = std::vector<std::int32_t>(E);
   std::vector<Real> gate_ = unwritten<Real>(kTokens * k), f_ = unwritten<Real>(B * E);
@@ -142,7 +145,7 @@ Values naive(const Inputs& in, double p) {
         for (std::int64_t f = 0; f < F; ++f) {
           double u = in.b0[e * F + f];
           for (std::int64_t c = 0; c < C; ++c) u += in.h[(t * B + b) * C + c] * in.w0[(e * C + c) * F + f];
-          gelu<double>(1, &u, &a[f]);
+          activation<double>(kGelu, 1, &u, &a[f]);
         }
         for (std::int64_t c = 0; c < C; ++c) {
           double y = in.b1[e * C + c], multiplier = 0;
@@ -216,6 +219,64 @@ TEST(Experts, column_sum_adds_to_what_is_there_when_asked) {
   EXPECT_EQ(out, (Values{2, 3, 1, 1}));
   expert_column_sum<double>(experts, 2, x.data(), nullptr, 1, false, out.data());
   EXPECT_EQ(out, (Values{1, 2, 0, 0}));
+}
+
+// Without a capacity rows lie behind each other; every kernel then does what it does with gaps.
+TEST(Experts, packed_give_what_padded_ones_give) {
+  constexpr std::int64_t kWidth = 4, kInner = 3, kCapacity = 5, kRows = 6;
+  const std::vector<std::int32_t> filled = {3, 0, 1, 2};
+  const ExpertRows padded{4, kCapacity, filled.data()}, packed{4, 0, filled.data()};
+  const Values x = random_values(kRows * kWidth, 1), w = random_values(4 * kWidth * 2 * kInner, 2),
+               bias = random_values(4 * 2 * kInner, 3), gate = random_values(kRows, 4),
+               d = random_values(kRows * kInner, 5);
+  // Rows of a packed buffer where the padded one has them, NaN between them; and back.
+  const auto spread = [&](const Values& rows, std::int64_t n) {
+    Values out = unwritten<double>(4 * kCapacity * n);
+    packed.for_each([&](std::int64_t e, std::int64_t first, std::int64_t count) {
+      std::copy_n(rows.begin() + first * n, count * n, out.begin() + e * kCapacity * n);
+    });
+    return out;
+  };
+  const auto gathered = [&](const Values& rows, std::int64_t n) {
+    Values out(kRows * n);
+    packed.for_each([&](std::int64_t e, std::int64_t first, std::int64_t count) {
+      std::copy_n(rows.begin() + e * kCapacity * n, count * n, out.begin() + first * n);
+    });
+    return out;
+  };
+  struct Results {
+    Values u, a, scaled, du, dw, sums;
+  };
+  const auto run = [&](const ExpertRows& experts, const Values& in, const Values& row_gate, const Values& da) {
+    const std::int64_t rows = static_cast<std::int64_t>(row_gate.size());
+    Results r{unwritten<double>(rows * 2 * kInner),
+              unwritten<double>(rows * kInner),
+              in,
+              unwritten<double>(rows * 2 * kInner),
+              unwritten<double>(4 * kWidth * 2 * kInner),
+              unwritten<double>(8 * kInner)};
+    expert_gemm(experts, Transpose::kNo, 2 * kInner, kWidth, in.data(), kWidth, w.data(), r.u.data(), 2 * kInner);
+    expert_add_bias(experts, 2 * kInner, bias.data(), r.u.data());
+    expert_gated_activation(experts, ActivationKind::kSilu, kInner, r.u.data(), r.a.data());
+    expert_scale_rows(experts, kWidth, row_gate.data(), r.scaled.data());
+    expert_gated_activation_backward(experts, ActivationKind::kSilu, kInner, r.u.data(), da.data(), r.du.data());
+    expert_weight_gradient(experts, kWidth, 2 * kInner, in.data(), kWidth, r.du.data(), 2 * kInner, false, r.dw.data());
+    expert_column_sum(experts, 2 * kInner, r.du.data(), row_gate.data(), 0.5, false, r.sums.data());
+    return r;
+  };
+  const Results one = run(packed, x, gate, d),
+                other = run(padded, spread(x, kWidth), spread(gate, 1), spread(d, kInner));
+  EXPECT_EQ(one.u, gathered(other.u, 2 * kInner));
+  EXPECT_EQ(one.a, gathered(other.a, kInner));
+  EXPECT_EQ(one.scaled, gathered(other.scaled, kWidth));
+  EXPECT_EQ(one.du, gathered(other.du, 2 * kInner));
+  EXPECT_EQ(one.dw, other.dw);
+  EXPECT_EQ(one.sums, other.sums);
+  for (std::int64_t r = 0; r < 3; ++r) {  // of expert 0, by hand
+    double u = bias[1];
+    for (std::int64_t c = 0; c < kWidth; ++c) u += x[r * kWidth + c] * w[c * 2 * kInner + 1];
+    EXPECT_NEAR(one.u[r * 2 * kInner + 1], u, 1e-14);
+  }
 }
 
 }  // namespace

@@ -141,5 +141,38 @@ TYPED_TEST(Loss, steps_of_adamw_follow_the_formulas) {
   }
 }
 
+TYPED_TEST(Loss, of_a_head_with_a_bias_and_its_gradient_do_not_depend_on_the_chunk) {
+  using Real = TypeParam;
+  const Values x = stored<Real>(random_values(kRows * C, 2)), table = stored<Real>(random_values(V * C, 3, -2, 2)),
+               bias = stored<Real>(random_values(V, 4, -2, 2));
+  const std::vector<Real> x_r = as<Real>(x), table_r = as<Real>(table), bias_r = as<Real>(bias);
+  const auto loss = [&](const Values& at) {
+    Values logits = naive_logits(x, table);
+    for (std::int64_t i = 0; i < kRows * V; ++i) logits[i] += at[i % V];
+    return naive_cross_entropy(logits);
+  };
+  for (const std::int64_t chunk : {1, 3, 7}) {
+    auto scratch = unwritten<Real>(lm_head_scratch(kRows, V, chunk)), dx = unwritten<Real>(kRows * C);
+    std::vector<Real> dtable(V * C), dbias(V, Real(1));
+    LmHead<Real> head{.rows = kRows,
+                      .width = C,
+                      .vocabulary = V,
+                      .chunk = chunk,
+                      .x = x_r.data(),
+                      .table = table_r.data(),
+                      .bias = bias_r.data(),
+                      .targets = kTargets.data(),
+                      .scratch = scratch.data()};
+    head.loss_scale = 0.25;
+    head.dx = dx.data();
+    head.dtable = dtable.data();
+    head.dbias = dbias.data();
+    EXPECT_NEAR(lm_head(head).loss, loss(bias), sizeof(Real) == 4 ? 2e-5 : 1e-11);
+    Values added;
+    for (const Real d : dbias) added.push_back(d - 1.0);
+    expect_gradient([&](const Values& at) { return 0.25 * loss(at); }, bias, added, sizeof(Real) == 4 ? 2e-6 : 1e-7);
+  }
+}
+
 }  // namespace
 }  // namespace meshwright::kernels

@@ -124,6 +124,25 @@ TYPED_TEST(ResidualKernel, adds_the_dropped_out_branch_by_global_element) {
   }
 }
 
+TYPED_TEST(ResidualKernel, without_x_or_bias_is_the_dropped_out_branch_alone) {
+  using Real = TypeParam;
+  const std::int64_t T = 3, B = 2, C = 300;
+  const std::vector<std::int64_t> sequences = {5, 1};
+  const Values x = stored<Real>(random_values(T * B * C, 1)), in = stored<Real>(random_values(T * B * C, 2));
+  const std::vector<Real> bias(C, Real(0)), x_r = as<Real>(x), zeros(T * B * C, Real(0)), in_r = as<Real>(in);
+  for (const double p : {0.0, 0.3}) {
+    Residual<Real> place{.rows = {T, B, T, 0, sequences.data()}, .width = C, .dropout = {9, 8, 7, p}};
+    auto alone = unwritten<Real>(T * B * C), with_zeros = alone;
+    residual<Real>(place, nullptr, in_r.data(), alone.data());
+    place.bias = bias.data();
+    residual<Real>(place, zeros.data(), in_r.data(), with_zeros.data());
+    EXPECT_EQ(alone, with_zeros);
+    if (p == 0) {
+      EXPECT_EQ(alone, in_r);
+    }
+  }
+}
+
 TYPED_TEST(ResidualKernel, of_a_part_of_the_sequence_is_the_part_of_the_whole) {
   using Real = TypeParam;
   const std::int64_t T = 6, B = 2, C = 10;

@@ -46,12 +46,12 @@ TEST(Sums, of_gamma_and_beta_gradients_err_as_over_one_block) {
   const std::vector<float> dy = rows_of_values(), gamma(kColumns, 1.0f);
   std::vector<float> x(dy.size(), 1.0f), dx(dy.size()), rstd(kRows, 1.0f);
   auto dgamma = unwritten<float>(kColumns), dbeta = unwritten<float>(kColumns);
-  RmsNormGradients<float> gradients{dx.data(), false, dgamma.data(), dbeta.data(), false};
-  rms_norm_backward<float>(kRows, kColumns, x.data(), rstd.data(), gamma.data(), dy.data(), gradients);
+  NormGradients<float> gradients{dx.data(), false, dgamma.data(), dbeta.data(), false};
+  rms_norm_backward<float>(kRows, kColumns, x.data(), rstd.data(), {gamma.data()}, dy.data(), gradients);
   expect_accurate(dgamma, 1, kSumRows + 3);  // each summand is a product of three numbers
   expect_accurate(dbeta, 1, kSumRows + 1);
   gradients.accumulate_parameters = true;
-  rms_norm_backward<float>(kRows, kColumns, x.data(), rstd.data(), gamma.data(), dy.data(), gradients);
+  rms_norm_backward<float>(kRows, kColumns, x.data(), rstd.data(), {gamma.data()}, dy.data(), gradients);
   expect_accurate(dgamma, 2, kSumRows + 4);
   expect_accurate(dbeta, 2, kSumRows + 2);
 }
@@ -83,8 +83,8 @@ TYPED_TEST(LongSums, of_a_column_have_the_same_bits_alone_and_among_others) {
     EXPECT_EQ(alone, all[c]) << c;
   }
   std::vector<Real> dx = x, rstd(rows, Real(1)), gamma(n, Real(1));  // in place: dx is dy
-  const RmsNormGradients<Real> gradients{dx.data(), false, dgamma.data(), dbeta.data(), false};
-  rms_norm_backward<Real>(rows, n, x.data(), rstd.data(), gamma.data(), dx.data(), gradients);
+  const NormGradients<Real> gradients{dx.data(), false, dgamma.data(), dbeta.data(), false};
+  rms_norm_backward<Real>(rows, n, x.data(), rstd.data(), {gamma.data()}, dx.data(), gradients);
   EXPECT_EQ(dbeta, all);
 }
 

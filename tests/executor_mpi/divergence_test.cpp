@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "executor/train.h"
+#include "model/families/jaxformer.h"
 #include "model/lowering/lower.h"
 #include "tests/executor_mpi/training_case.h"
 
@@ -82,7 +83,7 @@ TEST(Divergence, NanOnOneRankStopsAllRanksBeforeTheUpdateAndTheNextStepIsAsIfItH
           {.step = number, .learning_rate = 1e-2, .fill = token_filler(c, executor.mesh(), set.step, number)});
     };
     for (Executor<float>* executor : {&hit, &spared}) {
-      executor->load_parameters(initial_weights<float>(specs, c.model.width, 1));
+      executor->load_parameters(initial_weights<float>(specs, 1));
       step(*executor, 0);
     }
     const auto weights = hit.gather(State::kParameters), moment1 = hit.gather(State::kMoment1),
@@ -130,7 +131,7 @@ TEST(Divergence, TheFirstTensorIsNamedWithItsRankAndStage) {
   std::string names;
   for (const ParameterSpec& p : specs) names += p.name + " ";
   ASSERT_TRUE(!up.empty() && !down.empty()) << names;
-  const auto source = initial_weights<float>(specs, c.model.width, 1);
+  const auto source = initial_weights<float>(specs, 1);
   for (const char* text : {"1x1x1", "2x2x2,fsdp=2,microbatches=2", "1x2x1,microbatches=2"}) {
     SCOPED_TRACE(text);
     if (failed_anywhere()) return;

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "model/program/op_work.h"
+#include "model/families/jaxformer.h"
 #include "model/program/verifier.h"
 #include "sim/simulate.h"
 #include "tests/executor_mpi/training_case.h"
@@ -60,7 +61,8 @@ std::vector<Plan> plans(int most_ranks) {
           plan.schedule = schedule;
           plan.microbatches = std::array{1, 2, 4, 8, 16}[static_cast<std::size_t>(turn % 5)];
           while (16 / dp % plan.microbatches) plan.microbatches /= 2;
-          plan.recompute = turn % 3 == 1 ? Recompute::kFull : Recompute::kNone;
+          plan.recompute = std::array{Recompute::kNone, Recompute::kFull, Recompute::kSelective,
+                                     Recompute::of(RecomputeKind::kAttentionProjections)}[turn % 4];
           if (!illegalities(c.model, c.shape, plan).empty()) continue;
           ++turn;
           all.push_back(plan);
@@ -105,7 +107,7 @@ const std::vector<Count>& counts() {
       const StepReport predicted = simulate(set, UnitCost());
       Executor<float> executor(set, ranks.get(), {});
       const std::vector<ParameterSpec> specs = parameters(c.model);
-      executor.load_parameters(initial_weights<float>(specs, c.model.width, 1));
+      executor.load_parameters(initial_weights<float>(specs, 1));
       for (int step = 0; step < 2; ++step) {
         const StepResult r =
             executor.run_step({.step = step, .fill = token_filler(c, executor.mesh(), set.step, step)});

@@ -6,6 +6,7 @@
 
 #include "executor/kernels/adamw.h"
 #include "model/config.h"
+#include "model/families/jaxformer.h"
 #include "tests/cases.h"
 #include "tests/executor_mpi/training_case.h"
 
@@ -93,7 +94,7 @@ std::vector<Plan> plans(const Golden& golden, const TrainingCase& c) {
         plan.microbatches = golden.config["microbatches"];
         while (plan.microbatches > 1 && c.shape.sequences / dp % plan.microbatches) --plan.microbatches;
         plan.schedule = turn / 2 % 2 ? Schedule::kGPipe : Schedule::k1F1B;
-        plan.recompute = turn / 3 % 2 ? Recompute::kFull : Recompute::kNone;
+        plan.recompute = std::array{Recompute::kNone, Recompute::kFull, Recompute::kSelective}[turn / 2 % 3];
         ++turn;
         if (illegalities(c.model, c.shape, plan).empty()) all.push_back(plan);
       }
@@ -105,7 +106,7 @@ void expect_golden(bool train, double tolerance) {
   const Golden golden;
   const TrainingCase c = golden.training_case(train, sizeof(Real) == 8 ? DType::kF64 : DType::kF32);
   const json& expected = golden.result(train);
-  const std::int64_t vocab = c.model.vocab;
+  const std::int64_t vocab = c.model.vocab();
   for (const Plan& plan : plans(golden, c)) {
     SCOPED_TRACE(to_text(plan));
     if (failed_anywhere()) return;  // one plan's faults are enough to read

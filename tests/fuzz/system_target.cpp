@@ -2,6 +2,7 @@
 #include <map>
 
 #include "model/config.h"
+#include "model/families/jaxformer.h"
 #include "model/lowering/lower.h"
 #include "planner/evaluate.h"
 #include "planner/system_evaluator.h"

@@ -8,7 +8,9 @@
 #include <set>
 
 #include "model/config.h"
+#include "model/families/jaxformer.h"
 #include "tests/cases.h"
+#include "tests/models.h"
 
 namespace meshwright {
 namespace {
@@ -69,7 +71,7 @@ TEST(Parameters, ActiveCountsOfOtherKindsFollowFromTheBreakdown) {
 
 TEST(Parameters, Gpt2SmallHas124439808) {
   // 50257*768 + 1024*768 + 12 * (2*1536 + 768*2304+2304 + 768*768+768 + 768*3072+3072 + 3072*768+768) + 1536
-  const ParameterCount count = count_parameters(gpt2("gpt2"));
+  const ParameterCount count = count_parameters(gpt2_small());
   EXPECT_EQ(count.total(), 124'439'808);
   EXPECT_EQ(count.active(), 12 * 7'087'872);
 }
@@ -79,12 +81,11 @@ TEST(Parameters, UntiedGatedGroupedQueryLayersAreCountedToo) {
   // 144, norms 32.
   const ModelSpec model{
       .name = "tiny",
-      .vocab = 10,
       .width = 8,
-      .layers = {{.norm = NormKind::kRmsNormWithShift,
-                  .attention = MhaSpec{.heads = 4, .kv_heads = 2, .head_dim = 2, .bias = false},
-                  .ffn = DenseFfnSpec{.hidden = 6, .activation = Activation::kSilu, .gated = true, .bias = false}}},
-      .tied_embedding = false};
+      .embedding = {.vocab = 10},
+      .layers = {{.attention = MultiHeadAttention{.heads = 4, .kv_heads = 2, .head_dim = 2},
+                  .ffn = FeedForward{.hidden = 6, .activation = ActivationKind::kSilu, .gated = true, .bias = false}}},
+      .head = {.tied = false}};
   EXPECT_EQ(count_parameters(model).active(), 128 + 64 + 144 + 32);
   EXPECT_EQ(count_parameters(model).total(), 128 + 64 + 144 + 32 + 2 * 10 * 8 + 2 * 8);
   EXPECT_EQ(parameters(model).back().name, "head.kernel");
@@ -92,7 +93,7 @@ TEST(Parameters, UntiedGatedGroupedQueryLayersAreCountedToo) {
 }
 
 TEST(Parameters, TensorsSumToTheCountAndNamesAreUnique) {
-  for (const ModelSpec& model : {published().model, gpt2("gpt2")}) {
+  for (const ModelSpec& model : {published().model, gpt2_small()}) {
     std::int64_t total = 0;
     std::set<std::string> names;
     for (const ParameterSpec& tensor : parameters(model)) {
@@ -116,15 +117,15 @@ TEST(Parameters, AreListedInOrderWithShapeAndInitialisation) {
                                      .n_experts = 4,
                                      .n_shared = 2},
                                     0.01);
-  const std::map<Init, std::string> init{
-      {Init::kOnes, "1"}, {Init::kZeros, "0"}, {Init::kNormal, "normal"}, {Init::kTruncatedNormal, "truncated"}};
+  const std::map<Init::Kind, std::string> init{
+      {Init::Kind::kConstant, ""}, {Init::Kind::kNormal, "normal/"}, {Init::Kind::kTruncatedNormal, "truncated/"}};
   std::string text;
-  for (const ParameterSpec& p : parameters(model)) {
-    text += fmt::format("{} {} {}{}\n", p.name, to_string(p.shape), init.at(p.init),
-                        p.fan_in > 0 ? fmt::format("/{}", p.fan_in) : "");
+  for (const ParameterSpec& p : parameters(model)) {  // a deviation as what it is the inverse square root of
+    const double scale = p.init.kind == Init::Kind::kConstant ? p.init.scale : 1 / (p.init.scale * p.init.scale);
+    text += fmt::format("{} {} {}{:.6g}\n", p.name, to_string(p.shape), init.at(p.init.kind), scale);
   }
   EXPECT_EQ(text,
-            "embedding.embedding (32, 16) normal\n"
+            "embedding.embedding (32, 16) normal/16\n"
             "layers.0.norm0.gamma (16) 1\n"
             "layers.0.norm0.beta (16) 0\n"
             "layers.0.norm1.gamma (16) 1\n"
@@ -212,9 +213,9 @@ TEST(Flops, KernelsOfThePublishedModelPerTokenMatchTheSeedsMultiplyAdds) {
   const TrainingConfig config = published();
   const nlohmann::json want = seed("jaxformer.macs_per_token");
   const nlohmann::json& block = want.at("per_block");
-  const std::int64_t T = config.sequence_length, C = config.model.width;
-  const LayerFlops dense = layer_forward_flops(config.model.layers.at(0), C, T);
-  const LayerFlops moe = layer_forward_flops(config.model.layers.at(5), C, T);
+  const std::int64_t T = config.sequence_length;
+  const LayerFlops dense = layer_forward_flops(config.model, config.model.layers.at(0), T);
+  const LayerFlops moe = layer_forward_flops(config.model, config.model.layers.at(5), T);
   EXPECT_EQ(5 * (dense.projections + dense.ffn).value, 2 * T * block.at("dense_layers").get<std::int64_t>());
   EXPECT_EQ((5 * dense.scores.value + moe.scores.value) * 2, 2 * T * block.at("attention").get<std::int64_t>());
   EXPECT_EQ((moe.projections + moe.router).value, 2 * T * block.at("moe_layer_mla_router").get<std::int64_t>());
@@ -225,7 +226,8 @@ TEST(Flops, KernelsOfThePublishedModelPerTokenMatchTheSeedsMultiplyAdds) {
 TEST(Flops, ExpertsCountTheChoicesOfATokenNotTheSlots) {
   // k=2 choices of 768 -> 3072 -> 768: 2 * 2 * (2 * 768 * 3072) a token
   const TrainingConfig config = published();
-  EXPECT_EQ(layer_forward_flops(config.model.layers.at(5), 768, 1024).experts.value, 1024LL * 2 * 2 * 2 * 768 * 3072);
+  EXPECT_EQ(layer_forward_flops(config.model, config.model.layers.at(5), 1024).experts.value,
+            1024LL * 2 * 2 * 2 * 768 * 3072);
 }
 
 TEST(Flops, StepIsThreeTimesTheForwardOfAllItsSequences) {
@@ -241,20 +243,20 @@ TEST(Flops, StepIsThreeTimesTheForwardOfAllItsSequences) {
 TEST(Flops, Gpt2FollowsTheTextbookFormula) {
   // A token forward: 2 * 12 C^2 a layer, scores 2 * 2 * T * C / 2, logits 2 * C * V.
   const double token = 12 * (2.0 * 12 * 768 * 768 + 2.0 * 1024 * 768) + 2.0 * 768 * 50257;
-  EXPECT_EQ(static_cast<double>(forward_flops(gpt2("gpt2"), 1024).value), 1024 * token);
+  EXPECT_EQ(static_cast<double>(forward_flops(gpt2_small(), 1024).value), 1024 * token);
 }
 
 TEST(InitialLoss, IsLnVPlusOneHalf) {
   const nlohmann::json want = seed("jaxformer.initial_loss");
   EXPECT_DOUBLE_EQ(expected_initial_loss(published().model), want.at("lnV_plus_half").get<double>());
-  EXPECT_DOUBLE_EQ(std::log(static_cast<double>(published().model.vocab)), want.at("lnV").get<double>());
+  EXPECT_DOUBLE_EQ(std::log(static_cast<double>(published().model.vocab())), want.at("lnV").get<double>());
 }
 
 TEST(ExpertCapacity, IsTruncatedAndNeverMoreThanTheTokens) {
-  EXPECT_EQ(expert_capacity({.experts = 16, .choices = 2, .capacity_factor = 1.5}, 1024), 192);
-  EXPECT_EQ(expert_capacity({.experts = 4, .choices = 2, .capacity_factor = 1.5}, 8), 6);
-  EXPECT_EQ(expert_capacity({.experts = 8, .choices = 3, .capacity_factor = 1.1}, 7), 2);  // 2.8875
-  EXPECT_EQ(expert_capacity({.experts = 2, .choices = 2, .capacity_factor = 1.5}, 8), 8);  // 12 asked
+  EXPECT_EQ((Experts{.experts = 16, .choices = 2, .capacity_factor = 1.5}.capacity(1024)), 192);
+  EXPECT_EQ((Experts{.experts = 4, .choices = 2, .capacity_factor = 1.5}.capacity(8)), 6);
+  EXPECT_EQ((Experts{.experts = 8, .choices = 3, .capacity_factor = 1.1}.capacity(7)), 2);  // 2.8875
+  EXPECT_EQ((Experts{.experts = 2, .choices = 2, .capacity_factor = 1.5}.capacity(8)), 8);  // 12 asked
 }
 
 }  // namespace

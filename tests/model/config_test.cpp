@@ -9,6 +9,7 @@
 #include <random>
 #include <set>
 
+#include "model/families/jaxformer.h"
 #include "tests/cases.h"
 
 namespace meshwright {
@@ -52,14 +53,13 @@ std::vector<Diagnostic> faults_with(const std::vector<std::string>& overrides) {
 TEST(Config, PublishedFileIsReadInFull) {
   const TrainingConfig config = read_config(kPublished);
   EXPECT_EQ(config.name, "moe1B");
-  EXPECT_EQ(config.dimensions, JaxformerDimensions{});  // whose defaults are the published ones
   EXPECT_EQ(config.model, jaxformer("moe1B", JaxformerDimensions{}, 1e-4));
   EXPECT_EQ(config.model.layers.size(), 48u);
   EXPECT_EQ(config.sequence_length, 1024);
   EXPECT_EQ(config.mesh, (MeshShape{8, 2, 2}));
   EXPECT_EQ(config.mesh.ranks(), 32);
   EXPECT_EQ(config.mesh.ranks(), seed("jaxformer.devices"));
-  EXPECT_EQ(config.sequences_per_step(), 256);
+  EXPECT_EQ(config.sequences, 256);
   EXPECT_EQ(config.tokens_per_step(), seed("jaxformer.tokens_per_step"));
   EXPECT_EQ(config.microbatches, 4);
   EXPECT_EQ(config.lr, (LrSchedule{6e-4, 0, 6e-5, 5000, 75000}));
@@ -73,7 +73,7 @@ TEST(Config, PublishedFileIsReadInFull) {
 TEST(Config, MoeSmallIsASmallModelOfTheSameKind) {
   const TrainingConfig config = read_config(std::filesystem::path(REPOSITORY "/configs/moe-small.json"));
   EXPECT_EQ(config.tokens_per_step(), 2048);
-  EXPECT_TRUE(std::holds_alternative<MoeSpec>(config.model.layers.at(2).ffn));
+  EXPECT_TRUE(std::holds_alternative<Experts>(config.model.layers.at(2).ffn));
   EXPECT_THAT(config.notes, ::testing::SizeIs(1));  // the bucket's name only
 }
 

@@ -188,6 +188,43 @@ TEST(JsonReader, SaysOfANumberWhereAnObjectBelongsThatItIsANumberAndWhatToWrite)
   }
 }
 
+TEST(OptionalKeys, HaveWhatIsSaidWhereTheyAreMissing) {
+  const JsonDocument document =
+      parse_json(R"({"i": 3, "n": 0.5, "b": true, "w": "x", "null": null, "l": ["x", "y"]})", "f");
+  JsonReader reader(document, NullIs::kMissing);
+  ObjectReader root = reader.root();
+  EXPECT_EQ(root.integer_or("i", 1, {}), 3);
+  EXPECT_EQ(root.number_or("n", 1, {}), 0.5);
+  EXPECT_TRUE(root.boolean_or("b", false));
+  EXPECT_EQ(root.one_of_or("w", "y", {"x", "y"}), "x");
+  EXPECT_EQ(root.words("l", {"x", "y"}), (std::vector<std::string>{"x", "y"}));
+  EXPECT_EQ(root.integer_or("null", 1, {}), 1);
+  EXPECT_EQ(root.number_or("none", 2, {}), 2);
+  EXPECT_TRUE(root.boolean_or("none", true));
+  EXPECT_EQ(root.one_of_or("none", "y", {"x", "y"}), "y");
+  EXPECT_TRUE(root.has("null"));
+  EXPECT_FALSE(root.given("null"));
+  reader.finish();
+}
+
+TEST(OptionalKeys, AreRefusedLikeOthers) {
+  const JsonDocument document = parse_json(R"({"i": 3, "null": null, "l": ["x", 1], "odd": 1})", "f");
+  JsonReader reader(document);
+  ObjectReader root = reader.root();
+  EXPECT_EQ(root.integer_or("i", 1, {0, 2}), 1);
+  EXPECT_EQ(root.integer_or("null", 1, {}), 1);  // a value, and no integer
+  EXPECT_FALSE(root.words("l", {"x"}));
+  EXPECT_EQ(root.unknown_keys(), (std::vector<std::string>{"odd"}));
+  try {
+    reader.finish();
+    FAIL() << "nothing was thrown";
+  } catch (const InputError& error) {
+    ASSERT_EQ(error.diagnostics().size(), 4u);
+    EXPECT_EQ(error.diagnostics()[1].value, "null");
+    EXPECT_EQ(error.diagnostics()[2].allowed, "an array of strings, each x");
+  }
+}
+
 TEST(NearestWord, IsSaidAsAHint) {
   const std::array<std::string_view, 2> words{"gpipe", "1f1b"};
   EXPECT_EQ(did_you_mean("gpip", words, "choose"), "did you mean gpipe?");

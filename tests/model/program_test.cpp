@@ -120,14 +120,19 @@ TEST(Work, AttentionFlopsAreThoseOfTheBlocksThatAreComputed) {
     const AttentionShape shape{.tokens = *upto(40),
                                .batch = *upto(4),
                                .heads = *upto(4),
+                               .kv_heads = 1,
                                .head_dim = *upto(9),
+                               .value_dim = *upto(9),
                                .rope_width = *rc::gen::inRange<std::int64_t>(0, 5),
-                               .block = *upto(50)};
+                               .block = *upto(50),
+                               .window = *rc::gen::inRange<std::int64_t>(0, 45)};
     std::int64_t forward = 0, backward = 0;
     for (std::int64_t i = 0; i < shape.tokens; ++i)  // row i is computed up to the last column of its block
       for (std::int64_t j = 0; j < std::min(shape.tokens, (i / shape.block + 1) * shape.block); ++j) {
-        forward += 2 * (shape.head_dim + shape.rope_width) + 2 * shape.head_dim;
-        backward += 2 * (3 * (shape.head_dim + shape.rope_width) + 2 * shape.head_dim);
+        // ... from the first that the block's first row sees
+        if (shape.window > 0 && i / shape.block * shape.block - j >= shape.window) continue;
+        forward += 2 * (shape.head_dim + shape.rope_width) + 2 * shape.value_dim;
+        backward += 2 * (3 * (shape.head_dim + shape.rope_width) + 2 * shape.value_dim);
       }
     RC_ASSERT(attention_flops(shape).value == shape.batch * shape.heads * forward);
     RC_ASSERT(attention_backward_flops(shape).value == shape.batch * shape.heads * backward);
@@ -139,12 +144,14 @@ TEST(Work, AttentionDoesNotCountItsScratch) {
   Piece piece{.name = "p",
               .tensors = {{"q", {8, 3}}, {"kv", {8, 6}}, {"o", {8, 3}}, {"lse", {2, 4}}, {"s", {2, 4}}},
               .ops = {}};
-  const AttentionForward op{.qn = whole(piece, 0),
-                            .kv = whole(piece, 1),
-                            .out = whole(piece, 2),
-                            .lse = whole(piece, 3),
-                            .scratch = whole(piece, 4),
-                            .shape = {4, 2, 1, 3, 0, 2}};
+  const Attention op{
+      .q = whole(piece, 0),
+      .k = whole(piece, 1).columns(0, 3),
+      .v = whole(piece, 1).columns(3, 3),
+      .out = whole(piece, 2),
+      .lse = whole(piece, 3),
+      .scratch = whole(piece, 4),
+      .shape = {.tokens = 4, .batch = 2, .heads = 1, .kv_heads = 1, .head_dim = 3, .value_dim = 3, .block = 2}};
   const Work work = work_of(op, piece);
   EXPECT_EQ(work.flops.value, 2 * 12 * (2 * 3 + 2 * 3));
   EXPECT_EQ(work.bytes.value, 4 * (8 * 3 + 8 * 6 + 8 * 3 + 2 * 4));
@@ -173,9 +180,59 @@ TEST(Work, LmHeadIsThreeProductsAndStreamsTheTablePerChunk) {
 TEST(Work, EmbeddingTouchesOnlyTheRowsThatItLooksUp) {
   Piece piece{
       .name = "p", .tensors = {{"table", {1000, 8}}, {"tokens", {6, 1}, DType::kI32}, {"x", {6, 8}}}, .ops = {}};
-  EXPECT_EQ(work_of(Embed{whole(piece, 0), whole(piece, 1), whole(piece, 2)}, piece).bytes.value, 4 * (6 + 2 * 6 * 8));
+  EXPECT_EQ(
+      work_of(Embed{.table = whole(piece, 0), .tokens = whole(piece, 1), .out = whole(piece, 2)}, piece).bytes.value,
+      4 * (6 + 2 * 6 * 8));
   EXPECT_EQ(work_of(EmbedBackward{whole(piece, 2), whole(piece, 1), whole(piece, 0)}, piece).bytes.value,
             4 * (6 + 3 * 6 * 8));
+}
+
+TEST(Work, RowsOfPositionsAreThoseOfTheTokensHere) {
+  // 6 rows of 2 sequences: 3 of 50 positions
+  Piece piece{.name = "p",
+              .tensors = {{"table", {1000, 8}}, {"tokens", {6, 1}, DType::kI32}, {"positions", {50, 8}}, {"x", {6, 8}}},
+              .ops = {}};
+  const Embed embed{.table = whole(piece, 0),
+                    .tokens = whole(piece, 1),
+                    .positions = whole(piece, 2),
+                    .out = whole(piece, 3),
+                    .batch = 2};
+  EXPECT_EQ(work_of(embed, piece).bytes.value, 4 * (6 + 2 * 6 * 8 + 3 * 8));
+  const EmbedBackward backward{.d = whole(piece, 3),
+                               .tokens = whole(piece, 1),
+                               .dtable = whole(piece, 0),
+                               .dpositions = whole(piece, 2),
+                               .batch = 2};
+  EXPECT_EQ(work_of(backward, piece).bytes.value, 4 * (6 + 3 * 6 * 8 + 2 * 3 * 8));
+}
+
+TEST(Work, OfExpertsWithoutACapacityIsThatOfEveryChoiceOrOfTheRowsThatWereRouted) {
+  // 5 tokens of 2 sequences choose 2 of 3 experts: 20 rows, 8 -> 2 x 16
+  const RouteShape shape{.tokens = 5, .batch = 2, .experts = 3, .choices = 2};
+  EXPECT_EQ(shape.buffer_rows(), 20);
+  Piece piece{
+      .name = "p",
+      .tensors = {{"a", {20, 8}}, {"w", {3 * 8, 32}}, {"c", {20, 32}}, {"rows", {1, 3}, DType::kI32}, {"h", {20, 16}}},
+      .ops = {}};
+  const GroupedGemm gemm{.a = whole(piece, 0),
+                         .b = whole(piece, 1),
+                         .c = whole(piece, 2),
+                         .rows = whole(piece, 3),
+                         .experts = 3,
+                         .capacity = shape.row_capacity()};
+  EXPECT_EQ(work_of(gemm, piece).flops.value, 2 * 20 * 8 * 32);
+  EXPECT_EQ(work_of(gemm, piece).m, 7);  // 20 / 3, rounded up
+  EXPECT_EQ(work_of(gemm, piece, 6).flops.value, 2 * 6 * 8 * 32);
+  const GatedActivation act{.in = whole(piece, 2), .out = whole(piece, 4), .rows = whole(piece, 3), .experts = 3};
+  EXPECT_EQ(work_of(act, piece).bytes.value, 4 * (20 * 32 + 20 * 16 + 3));
+  EXPECT_EQ(work_of(act, piece, 6).bytes.value, 4 * (6 * 32 + 6 * 16 + 3));
+  EXPECT_EQ((RouteShape{5, 2, 3, 2, 4}.buffer_rows()), 3 * 2 * 4);
+}
+
+TEST(Work, OfRotationIsThatOfTheChannelsThatTurn) {
+  Piece piece{.name = "p", .tensors = {{"x", {6, 40}}}, .ops = {}};  // 4 heads of 10, of which 4 turn
+  EXPECT_EQ(work_of(Rope{.x = whole(piece, 0), .heads = 4, .head_width = 10, .width = 4}, piece).bytes.value,
+            2 * 4 * 6 * 4 * 4);
 }
 
 TEST(Work, AdamWReadsFourAndWritesThreeNumbersPerParameter) {
@@ -221,7 +278,7 @@ TEST(Traffic, BufferIsTheGatheredOrTheUnreducedArray) {
   EXPECT_EQ(bytes_sent(sum, piece, mesh).value, 256);
   EXPECT_EQ(bytes_sent(Send{part}, piece, mesh).value, 64);
   EXPECT_EQ(bytes_sent(Recv{part}, piece, mesh).value, 0);
-  EXPECT_EQ(bytes_sent(Gelu{all, all}, piece, mesh).value, 0);
+  EXPECT_EQ(bytes_sent(Activation{.in = all, .out = all}, piece, mesh).value, 0);
 }
 
 // ---- workspace --------------------------------------------------------------------------------------------
@@ -363,7 +420,7 @@ TEST(ProgramText, OneLinePerOperationWithAddresses) {
                           .src = whole(piece, 2),
                           .dst = whole(piece, 2),
                           .in_place = true},
-               Rope{.x = own, .heads = 2, .width = 2}, Free{2}};
+               Rope{.x = own, .heads = 2, .head_width = 2, .width = 2}, Free{2}};
   set.pieces.push_back(piece);
   Call call{.piece = 0, .layer = 3, .weights_ring = true, .ring = 1};
   call.anchor[static_cast<int>(Frame::kX)] = Anchor::kInbox;
@@ -380,7 +437,9 @@ TEST(ProgramText, OneLinePerOperationWithAddresses) {
   EXPECT_EQ(to_text(set, program),
             "F2 L3 dense.forward: gemm a=x[6x4]@7000 b=w[4x6]@1572 c=h[6x6]@9000\n"
             "F2 L3 dense.forward: all-reduce dp direct src=h[6x8]@9000 dst=h[6x8]@9000 in_place\n"
-            "F2 L3 dense.forward: rope x=x[3x4]@7000+own rows heads=2 width=2 batch=1\n"
+            "F2 L3 dense.forward: rope x=x[3x4]@7000+own rows heads=2 head_width=2 width=2 batch=1 "
+            "pairing=adjacent theta=10000 scaling=none factor=1 low_freq_factor=1 high_freq_factor=4 "
+            "original_positions=0 beta_fast=32 beta_slow=1 truncate attention_factor=1\n"
             "F2 L3 dense.forward: free h\n");
   program.slots = {slot};
   EXPECT_NE(to_text(set, program).find("B2 L3 dense.forward: gemm a=x[6x4]@7000 b=w[4x6]@1072"), std::string::npos);

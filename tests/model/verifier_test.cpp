@@ -7,6 +7,7 @@
 #include <functional>
 #include <numeric>
 
+#include "model/families/jaxformer.h"
 #include "model/lowering/lower.h"
 
 namespace meshwright {
@@ -19,6 +20,7 @@ using ::testing::IsEmpty;
 // Two stages of one layer each, two microbatches, written by hand. x: (4, 8) f32, 128 bytes. Arena:
 //   0 weights   256 metrics   512 stash   768 inbox   1024 outbox   1280 gradient flow   1536 workspace
 // with two entries, one per microbatch, of what is in flight.
+constexpr ActivationKind kGelu = ActivationKind::kGeluTanh;
 enum PieceIndex { kClear, kEmbed, kForward, kBackward, kLoss, kSendF, kRecvF, kSendB, kRecvB, kSum };
 enum ChunkIndex {
   kBeginChunk,
@@ -61,14 +63,16 @@ std::vector<Piece> pieces() {
              activation("h", Frame::kStash),
              activation("t", Frame::kWorkspace),
              activation("y", Frame::kXOut)},
-            {Gemm{.a = all_of(0), .b = all_of(1, 8, 8), .c = all_of(2)}, Gelu{all_of(2), all_of(3)},
-             Gelu{all_of(3), all_of(4)}, Free{3}}),
+            {Gemm{.a = all_of(0), .b = all_of(1, 8, 8), .c = all_of(2)}, Activation{kGelu, all_of(2), all_of(3)},
+             Activation{kGelu, all_of(3), all_of(4)}, Free{3}}),
       piece("layer.backward",
             {activation("x", Frame::kX), activation("h", Frame::kStash), activation("d", Frame::kD),
              activation("t", Frame::kWorkspace), activation("u", Frame::kWorkspace)},
-            {Gelu{all_of(1), all_of(3)}, Gelu{all_of(0), all_of(4)}, GeluBackward{all_of(3), all_of(2)},
-             GeluBackward{all_of(4), all_of(2)}, Free{3}, Free{4}}),
-      piece("loss", {activation("x", Frame::kX), activation("d", Frame::kD)}, {Gelu{all_of(0), all_of(1)}}),
+            {Activation{kGelu, all_of(1), all_of(3)}, Activation{kGelu, all_of(0), all_of(4)},
+             ActivationBackward{kGelu, all_of(3), all_of(2)}, ActivationBackward{kGelu, all_of(4), all_of(2)}, Free{3},
+             Free{4}}),
+      piece("loss", {activation("x", Frame::kX), activation("d", Frame::kD)},
+            {Activation{kGelu, all_of(0), all_of(1)}}),
       message("send.forward", Frame::kXOut, Send{x, Direction::kNext}),
       message("recv.forward", Frame::kXOut, Recv{x, Direction::kPrevious}),
       message("send.backward", Frame::kD, Send{x, Direction::kPrevious}),
@@ -200,24 +204,28 @@ const std::vector<Mutation> kPieceMutations{
     {"AFreeOfAnotherFrame", [](ProgramSet& s) { s.pieces[kForward].ops.emplace_back(Free{0}); },
      "x lies outside the workspace"},
     {"AUseAfterFree", [](ProgramSet& s) { std::swap(s.pieces[kForward].ops[2], s.pieces[kForward].ops[3]); },
-     "piece layer.forward, operation 3 (gelu): uses t after it was freed"},
+     "piece layer.forward, operation 3 (activation): uses t after it was freed"},
     {"AReadBeforeTheWrite", [](ProgramSet& s) { drop(s.pieces[kForward].ops, 1); },
-     "piece layer.forward, operation 1 (gelu): reads t before it is written"},
+     "piece layer.forward, operation 1 (activation): reads t before it is written"},
     {"AReadOfMoreThanWasWritten",
-     [](ProgramSet& s) { std::get<Gelu>(s.pieces[kForward].ops[1]).out = all_of(3).columns(0, 7); },
-     "piece layer.forward, operation 2 (gelu): reads part of t before it is written"},
+     [](ProgramSet& s) { std::get<Activation>(s.pieces[kForward].ops[1]).out = all_of(3).columns(0, 7); },
+     "piece layer.forward, operation 2 (activation): reads part of t before it is written"},
     {"AReadOfAnOutputThatIsNotYetThere",
-     [](ProgramSet& s) { std::get<Gelu>(s.pieces[kForward].ops[1]).in = all_of(4); }, "reads y before it is written"},
-    {"AViewBeyondItsTensor", [](ProgramSet& s) { std::get<Gelu>(s.pieces[kForward].ops[1]).in.offset = 1; },
+     [](ProgramSet& s) { std::get<Activation>(s.pieces[kForward].ops[1]).in = all_of(4); },
+     "reads y before it is written"},
+    {"RowsApartWhereTheyMustFollowEachOther",
+     [](ProgramSet& s) { std::get<Activation>(s.pieces[kForward].ops[1]).out = all_of(3).columns(0, 7); },
+     "out: rows of 7 columns lie 8 apart"},
+    {"AViewBeyondItsTensor", [](ProgramSet& s) { std::get<Activation>(s.pieces[kForward].ops[1]).in.offset = 1; },
      "in, 4 x 8 from element 1 with rows 8 apart, is not within h (4, 8)"},
-    {"AViewOfNoTensor", [](ProgramSet& s) { std::get<Gelu>(s.pieces[kForward].ops[1]).in.tensor = 9; },
+    {"AViewOfNoTensor", [](ProgramSet& s) { std::get<Activation>(s.pieces[kForward].ops[1]).in.tensor = 9; },
      "in names tensor 9 of 5"},
     {"InnerExtentsThatDisagree", [](ProgramSet& s) { std::get<Gemm>(s.pieces[kForward].ops[0]).b = all_of(1, 7, 8); },
      "piece layer.forward, operation 0 (gemm): (4 x 8) (7 x 8) does not give 4 x 8"},
     {"ABiasOfAnotherWidth", [](ProgramSet& s) { std::get<Gemm>(s.pieces[kForward].ops[0]).bias = all_of(1, 1, 7); },
      "bias has 7 elements for 8 columns"},
     {"LivingTensorsThatOverlap", [](ProgramSet& s) { s.pieces[kBackward].tensors[4].offset = 64; },
-     "piece layer.backward, operation 1 (gelu): u lies over t, which still lives"},
+     "piece layer.backward, operation 1 (activation): u lies over t, which still lives"},
     {"AWorkspaceThatIsTooSmall", [](ProgramSet& s) { s.pieces[kBackward].workspace_bytes = 128; },
      "its workspace has 128 bytes, but its tensors need 256"},
     {"ACollectiveWithoutCompany", [](ProgramSet& s) { std::get<Collective>(s.pieces[kSum].ops[0]).group = Group::kDp; },
@@ -275,7 +283,7 @@ const std::vector<Mutation> kStageMutations{
      [](ProgramSet& s) {
        s.pieces[kForward].tensors[2].shape = {2, 8};
        std::get<Gemm>(s.pieces[kForward].ops[0]).a.rows = std::get<Gemm>(s.pieces[kForward].ops[0]).c.rows = 2;
-       std::get<Gelu>(s.pieces[kForward].ops[1]).in.rows = 2;
+       std::get<Activation>(s.pieces[kForward].ops[1]).in.rows = 2;
      },
      "stage 0, slot 6 (B0): reads byte 64 of its stash entry, which chunk forward does not write"},
     {"AMissingBackward", [](ProgramSet& s) { drop(s.stages[0].slots, kB1); },

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "model/config.h"
+#include "model/families/jaxformer.h"
 #include "planner/space.h"
 
 namespace meshwright {
@@ -14,7 +15,7 @@ inline TrainingConfig published_config() {
 inline Problem published_problem(int devices) {
   const TrainingConfig config = published_config();
   return {config.model,
-          {.sequences = config.sequences_per_step(), .tokens = config.sequence_length, .compute = DType::kBF16},
+          {.sequences = config.sequences, .tokens = config.sequence_length, .compute = DType::kBF16},
           devices};
 }
 

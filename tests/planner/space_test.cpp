@@ -17,15 +17,15 @@ std::map<std::string, int> by_reason(const PlanSpace& space) {
   return counts;
 }
 
-TEST(PlanSpace, PublishedConfigurationOn32DevicesHas1340LegalPlans) {
+TEST(PlanSpace, PublishedConfigurationOn32DevicesHas2010LegalPlans) {
   // 2^5 devices, 12 heads: tp 1, 2, 4. On a mesh of dp = 2^a: 256 / 2^a = 2^(8-a) sequences a shard, 9-a
-  // divisors; 4 FSDP stages, 1 where a = 0; 2 schedules x 2 recomputations.
+  // divisors; 4 FSDP stages, 1 where a = 0; 2 schedules x 3 recomputations.
   //   tp 1, a = 0..5:  9 + 4 (8+7+6+5+4) = 129
   //   tp 2, a = 0..4:  9 + 4 (8+7+6+5)   = 113
   //   tp 4, a = 0..3:  9 + 4 (8+7+6)     =  93
-  // (129 + 113 + 93) * 4 = 1340
-  EXPECT_EQ(PlanSpace(published_problem(32)).size(), 1340);
-  EXPECT_EQ(all_plans(published_problem(32)).size(), 1340u);
+  // (129 + 113 + 93) * 6 = 2010
+  EXPECT_EQ(PlanSpace(published_problem(32)).size(), 2010);
+  EXPECT_EQ(all_plans(published_problem(32)).size(), 2010u);
 }
 
 // Of all its plans and of what is illegal in it.
@@ -67,7 +67,7 @@ TEST(PlanSpace, NoLegalPlanIsLeftOut) {
           for (int fsdp = 0; fsdp <= 3; ++fsdp)
             for (int m = 1; m <= 16; ++m)
               for (const Schedule schedule : {Schedule::kGPipe, Schedule::k1F1B})
-                for (const Recompute recompute : {Recompute::kNone, Recompute::kFull}) {
+                for (const Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
                   const Plan plan{{dp, pp, tp}, fsdp, m, schedule, recompute};
                   if (plan.mesh.ranks() == devices && illegalities(problem.model, problem.shape, plan).empty())
                     legal.insert(to_text(plan));
@@ -81,12 +81,13 @@ TEST(PlanSpace, NoLegalPlanIsLeftOut) {
 TEST(PlanSpace, TheOrderIsMeshThenFsdpThenMicrobatchesThenScheduleThenRecomputation) {
   const std::vector<Plan> plans = all_plans(small_problem(2));
   EXPECT_EQ(to_text(plans[0]), "2x1x1,schedule=gpipe,microbatches=1,fsdp=0,recompute=none");
-  EXPECT_EQ(to_text(plans[1]), "2x1x1,schedule=gpipe,microbatches=1,fsdp=0,recompute=full");
-  EXPECT_EQ(to_text(plans[2]), "2x1x1,schedule=1f1b,microbatches=1,fsdp=0,recompute=none");
-  EXPECT_EQ(to_text(plans[4]), "2x1x1,schedule=gpipe,microbatches=2,fsdp=0,recompute=none");
-  EXPECT_EQ(to_text(plans[16]),
+  EXPECT_EQ(to_text(plans[1]), "2x1x1,schedule=gpipe,microbatches=1,fsdp=0,recompute=selective");
+  EXPECT_EQ(to_text(plans[2]), "2x1x1,schedule=gpipe,microbatches=1,fsdp=0,recompute=full");
+  EXPECT_EQ(to_text(plans[3]), "2x1x1,schedule=1f1b,microbatches=1,fsdp=0,recompute=none");
+  EXPECT_EQ(to_text(plans[6]), "2x1x1,schedule=gpipe,microbatches=2,fsdp=0,recompute=none");
+  EXPECT_EQ(to_text(plans[24]),
             "2x1x1,schedule=gpipe,microbatches=1,fsdp=1,recompute=none");  // 4 divisors of 8 before it
-  EXPECT_EQ(to_text(plans[64]), "1x2x1,schedule=gpipe,microbatches=1,fsdp=0,recompute=none");
+  EXPECT_EQ(to_text(plans[96]), "1x2x1,schedule=gpipe,microbatches=1,fsdp=0,recompute=none");
   EXPECT_EQ(to_text(plans.back()), "1x1x2,schedule=1f1b,microbatches=16,fsdp=0,recompute=full");
 }
 

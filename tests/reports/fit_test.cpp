@@ -40,7 +40,7 @@ class Fits : public testing::TestWithParam<Training> {
   const System system = load_system(GetParam().system);
   const Problem problem{
       config.model,
-      {.sequences = config.sequences_per_step(), .tokens = config.sequence_length, .compute = DType::kBF16},
+      {.sequences = config.sequences, .tokens = config.sequence_length, .compute = DType::kBF16},
       system.devices()};
 };
 
@@ -114,7 +114,7 @@ TEST_P(Fits, AModelsParameters) {
     for (const std::string& name : kNames) {
       ModelSpec model = problem.model;
       model.name = name;
-      expect_fits(params_report(model, config.sequence_length, config.sequences_per_step(), columns), columns,
+      expect_fits(params_report(model, config.sequence_length, config.sequences, columns), columns,
                   "params");
     }
 }

@@ -1,4 +1,6 @@
 #include "reports/params_report.h"
+#include "model/families/jaxformer.h"
+#include "tests/models.h"
 
 #include <gtest/gtest.h>
 
@@ -69,7 +71,7 @@ FLOPs: matrix multiply-adds, 2 each.
 }
 
 TEST(ParamsReport, Gpt2HasPositionsAndNoMixture) {
-  const std::string text = params_report(gpt2("gpt2"), 1024, 8, 80);
+  const std::string text = params_report(gpt2_small(), 1024, 8, 80);
   EXPECT_NE(text.find("124,439,808"), std::string::npos) << text;  // as released
   EXPECT_NE(text.find("positions"), std::string::npos);
   EXPECT_EQ(text.find("mixture"), std::string::npos);

@@ -21,7 +21,7 @@ std::string report_with_links_of(double bytes_per_s) {
   std::get<LinkNetwork>(system.network).link = {bytes_per_s};
   const Problem problem{
       config.model,
-      {.sequences = config.sequences_per_step(), .tokens = config.sequence_length, .compute = DType::kBF16},
+      {.sequences = config.sequences, .tokens = config.sequence_length, .compute = DType::kBF16},
       system.devices()};
   const Plan plan = parse_plan("2x2x1,microbatches=4,fsdp=1");
   const ProgramSet programs = lower(problem.model, problem.shape, plan);

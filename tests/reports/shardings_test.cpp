@@ -1,4 +1,5 @@
 #include "reports/shardings.h"
+#include "model/families/jaxformer.h"
 
 #include <gtest/gtest.h>
 

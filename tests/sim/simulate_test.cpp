@@ -7,6 +7,7 @@
 #include <random>
 #include <stdexcept>
 
+#include "model/families/jaxformer.h"
 #include "model/input/diagnostics.h"
 #include "model/lowering/lower.h"
 #include "tests/sim/handmade.h"

@@ -2,8 +2,8 @@
 // Nobody writes communication by hand.
 #pragma once
 
+#include <cstdint>
 #include <optional>
-#include <string_view>
 
 #include "model/program/op.h"
 #include "model/program/tensor.h"
@@ -14,10 +14,8 @@ namespace meshwright {
 // equal layouts, and replicate -> shard (everyone drops what it doesn't keep): none. There is no way to kPartial.
 std::optional<CollectiveKind> reshard(const Layout& from, const Layout& to);
 
-// How tensor parallelism cuts a parameter, by the last words of its name ("mla.qup.kernel"): column-parallel kernels by
-// output and row-parallel ones by input, whole heads per rank; norms, the router, narrow latent projections, biases
-// that are added after a reduction and the embedding are replicated.
-Layout tensor_parallel_layout(std::string_view parameter_name);
+// Elements of the receive buffer of a ring reduction of n elements over p members.
+constexpr std::int64_t ring_scratch(std::int64_t n, int members) { return n / members; }
 
 // Shape of one rank's part of a tensor of `shape` in `layout` over a group of `members`.
 Shape local_shape(const Shape& shape, const Layout& layout, int members);

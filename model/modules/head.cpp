@@ -1,0 +1,37 @@
+#include "model/modules/head.h"
+
+#include <algorithm>
+#include <string>
+
+namespace meshwright {
+namespace {
+
+constexpr std::int64_t kLogitElements = std::int64_t{1} << 26;  // of one chunk of logits, at most
+
+}  // namespace
+
+void Head::list(ParameterList& list, std::int64_t vocab) const {
+  if (norm) norm->list(list, "embedding.norm", list.width(), ModuleKind::kFinalNorm);
+  if (!tied) list.transposed_kernel("head.kernel", {vocab, list.width()}, ModuleKind::kHead);
+  if (bias) list.constant("head.bias", {1, vocab}, 0, ModuleKind::kHead);
+}
+
+void Head::forward(Forward& f, std::int64_t vocab, const View& x) const {
+  const std::int64_t rows = f.own_rows();
+  const View targets = f.at(Frame::kTokens, "targets", rows, 1, DType::kI32, align_up(rows * size_of(DType::kI32)));
+  const View h = norm ? norm->forward(f, x, "embedding.norm", "h") : x;
+  const std::int64_t chunk = std::min(rows, std::max<std::int64_t>(16, kLogitElements / vocab / 16 * 16));
+  const std::string table = tied ? "embedding.embedding" : "head.kernel";
+  f.add(LmHead{.x = h,
+               .table = f.param(table),
+               .targets = targets,
+               .dx = f.value("dh", rows, f.width()),
+               .dtable = f.grad(table),
+               .logits = f.value("logits", chunk, vocab),
+               .metrics = f.metrics(),
+               .bias = f.param_if("head.bias"),
+               .dbias = bias ? f.grad("head.bias") : View{},
+               .scale = 1.0 / static_cast<double>(f.context().set.step.sequences * f.context().set.step.tokens)});
+}
+
+}  // namespace meshwright
