@@ -170,10 +170,9 @@ DType compute_type(const TrainingConfig& config, const System& system) {
 Problem make_problem(const TrainingConfig& config, const System& system, DType compute) {
   AdamSpec adam = config.adam;
   adam.clip_norm = config.grad_clip_norm;
-  return {
-      config.model,
-      {.sequences = config.sequences, .tokens = config.sequence_length, .compute = compute, .adam = adam},
-      system.devices()};
+  return {config.model,
+          {.sequences = config.sequences, .tokens = config.sequence_length, .compute = compute, .adam = adam},
+          system.devices()};
 }
 
 // ---- searches and plans ------------------------------------------------------------------------------------------------

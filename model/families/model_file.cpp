@@ -176,6 +176,9 @@ TrainingConfig read_model_file(const JsonDocument& document) {
   if (!faults.empty()) throw InputError(std::move(faults));
   config.model.name = config.name;
   config.alpha = config.model.balance_weight;
+  if (config.model_dtype != "float32")
+    config.notes.push_back(fmt::format("dtype = \"{}\": trains in f32 for now; simulated devices compute in this type",
+                                       config.model_dtype));
   config.train_batch_size = config.sequences;
 
   const Json resolved{{"name", config.name},
