@@ -21,6 +21,7 @@
 #include "executor/launch/output.h"
 #include "model/input/content_key.h"
 #include "model/input/printable.h"
+#include "model/program/op.h"
 #include "planner/system_evaluator.h"
 #include "reports/figures.h"
 #include "reports/text.h"
@@ -119,9 +120,11 @@ bool print_config(const ConfigOptions& options, const TrainingConfig& config) {
 std::filesystem::path calibration_file() {
   std::array<char, 256> host{};
   gethostname(host.data(), host.size() - 1);
-  // Of the whole machine: a rank that is bound to one core must find the same file. Another quota is another machine.
-  const std::string machine = fmt::format("{}, {} processors, quota {:.2f}", host.data(), sysconf(_SC_NPROCESSORS_ONLN),
-                                          cpu_quota().value_or(0));
+  // Of the whole machine: a rank that is bound to one core must find the same file. Another quota is another machine, and a
+  // program with other kinds of operations measures anew.
+  std::string machine = fmt::format("{}, {} processors, quota {:.2f}", host.data(), sysconf(_SC_NPROCESSORS_ONLN),
+                                    cpu_quota().value_or(0));
+  for (int kind = 0; kind < kOpKinds; ++kind) machine += fmt::format(" {}", kind_name(static_cast<OpKind>(kind)));
   return default_cache_folder() / fmt::format("local-{}.json", content_key(machine));
 }
 

@@ -64,7 +64,8 @@ TrainingConfig load_config(const ConfigOptions& options, bool quiet = false);
 // If --print-config was given: prints the resolved configuration and returns true.
 bool print_config(const ConfigOptions& options, const TrainingConfig& config);
 
-// The file that holds the calibration of this machine, by its name and number of processors. It need not exist.
+// The file that holds the calibration of this machine, by its name and number of processors and by what this program measures
+// (kinds of operations). It need not exist.
 std::filesystem::path calibration_file();
 constexpr std::int64_t kCalibrationBytes = 1 << 16;  // more than it has
 // Measures this machine on one rank per core and writes calibration_file(). Returns kDone, or the exit code of the ranks.
