@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <filesystem>
 #include <optional>
 #include <utility>
@@ -170,6 +171,17 @@ TrainingConfig read_model_file(const JsonDocument& document) {
     TrainingPart read(training, config, config.model.embedding.positions);
     read.reader().finish();
     if (!faults.empty()) return;
+    for (const Layer& layer : config.model.layers)
+      if (const auto* moe = std::get_if<Experts>(&layer.ffn);
+          moe && moe->capacity_factor > 0 && moe->capacity(config.sequence_length) < 1) {
+        read.reader().report(
+            "training.tokens",
+            fmt::format("at least {:.0f}: an expert accepts tokens * choices * capacity_factor / experts of a sequence",
+                        std::ceil(static_cast<double>(moe->experts) /
+                                  (static_cast<double>(moe->choices) * moe->capacity_factor))),
+            "with fewer it would accept none: raise the capacity factor, or leave it out (nothing is dropped then)");
+        break;
+      }
     check_model_size(config, read.reader(), "training.tokens", "training.tokens");
     read.reader().finish();
   });

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "model/program/check.h"
+
 namespace meshwright {
 namespace {
 
@@ -51,6 +53,7 @@ void Experts::list(ParameterList& list) const {
 }
 
 View Experts::forward(Forward& f, const View& own) const {
+  check(capacity_factor == 0 || !f.context().train || capacity(f.tokens()) > 0, "experts that accept no token");
   const RouteShape shape{f.tokens(), f.batch(), experts, choices, f.context().train ? capacity(f.tokens()) : 0};
   const View own_scores = f.value("scores.own", f.own_rows(), experts, f.state());
   f.linear(own, "moe.router", own_scores);

@@ -103,6 +103,17 @@ TEST(ModelFile, LearnedPositionsLimitTheTokens) {
   EXPECT_THAT(faults[0].allowed, HasSubstr("1024 positions"));
 }
 
+TEST(ModelFile, ExpertsThatWouldAcceptNoTokenAreRefused) {
+  const Json decoder = Json::parse(R"({"kind": "decoder", "width": 32, "vocabulary": 64, "layers": 1,
+      "attention": {"kind": "multi_head", "heads": 4, "rope": {}},
+      "experts": {"count": 16, "choices": 2, "hidden": 32, "capacity_factor": 0.5}})");
+  EXPECT_EQ(read_config(parse_json(decoder.dump(), "few.json"), {}, {.tokens = 16}).sequence_length, 16);
+  const auto faults = faults_of([&] { read_config(parse_json(decoder.dump(), "few.json"), {}, {.tokens = 8}); });
+  ASSERT_EQ(faults.size(), 1u);
+  EXPECT_EQ(faults[0].path, "training.tokens");
+  EXPECT_THAT(faults[0].allowed, HasSubstr("at least 16"));
+}
+
 TEST(Shortcuts, OfJaxformersSchemaCountTheStepsSequencesWhateverTheMesh) {
   const TrainingConfig config = read_config(kPublished, {}, {.batch = 512, .tokens = 2048, .dtype = "float32"});
   EXPECT_EQ(config.sequences, 512);
