@@ -129,7 +129,7 @@ TEST(Differentiation, OfAStreamThatIsNormedBehindTheSkipBringsItsGradientBackWhe
   ASSERT_EQ(copies.size(), 1u);
   const TensorId d = copies[0].out.tensor;
   EXPECT_EQ(pieces.backward.tensors[static_cast<std::size_t>(d)].frame, Frame::kD);
-  const auto& last = all<Gemm>(pieces.backward).back();  // d += din w^T
+  const Gemm last = all<Gemm>(pieces.backward).back();  // d += din w^T
   EXPECT_EQ(last.c.tensor, d);
   EXPECT_TRUE(last.accumulate);
   EXPECT_TRUE(check_piece(pieces.forward, set.mesh).faults.empty());
