@@ -20,13 +20,9 @@ namespace {
 // 2 * 2 * 4 C^2 * k * T <= 2^(4 + 32 + 6 + 20) = 2^62.
 constexpr std::int64_t kMaxRope = 1 << 10;
 constexpr std::int64_t kMaxBlocks = 1 << 10;
-constexpr std::int64_t kMaxTokens = 1 << 20;
-constexpr std::int64_t kMaxBatch = 1 << 20;
 constexpr std::int64_t kMaxAxis = 1'000'000;  // this and the next two: what --plan reads, as every mesh is a plan's
 constexpr std::int64_t kMaxDevices = 1'000'000;
 constexpr std::int64_t kMaxMicrobatches = 1'000'000;
-constexpr std::int64_t kMaxSteps = 1'000'000'000'000;
-constexpr std::int64_t kMaxTokensPerStep = std::int64_t{1} << 40;  // and per evaluation
 
 constexpr NumberRange kPositive{.min = 0, .max = 1e6, .min_open = true};
 constexpr NumberRange kNotNegative{.min = 0, .max = 1e6};

@@ -16,5 +16,9 @@ constexpr std::int64_t kMaxPositions = 1 << 24;  // that a file promises; sequen
 constexpr std::int64_t kMaxExperts = 1 << 12;
 constexpr std::int64_t kMaxChoices = 1 << 6;
 constexpr std::int64_t kMaxShared = 1 << 8;
+constexpr std::int64_t kMaxTokens = 1 << 20;  // of a sequence
+constexpr std::int64_t kMaxBatch = 1 << 20;   // sequences
+constexpr std::int64_t kMaxSteps = 1'000'000'000'000;
+constexpr std::int64_t kMaxTokensPerStep = std::int64_t{1} << 40;  // and per evaluation
 
 }  // namespace meshwright

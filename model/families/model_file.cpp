@@ -11,12 +11,11 @@
 
 #include "model/families/decoder.h"
 #include "model/families/hugging_face.h"
+#include "model/families/limits.h"
 
 namespace meshwright {
 namespace {
 
-constexpr std::int64_t kMaxTokens = 1 << 20, kMaxBatch = 1 << 20, kMaxSteps = 1'000'000'000'000;
-constexpr double kMaxTokensPerStep = static_cast<double>(std::int64_t{1} << 40);
 constexpr std::int64_t kTokens = 1024;  // unless the model allows fewer
 
 // The file's name without its ending, in the letters that a run's folder has.
@@ -42,8 +41,8 @@ class TrainingPart {
       if (auto training = root.object("training")) read(*training);
     if (!has_end_) config_.lr.end_steps = std::max(config_.training_steps, config_.lr.warmup_steps + 1);
     const double tokens = static_cast<double>(config_.sequences) * static_cast<double>(config_.sequence_length);
-    if (tokens > kMaxTokensPerStep)
-      reader_.report("training.batch", fmt::format("batch * tokens of at most {:.0f} tokens a step", kMaxTokensPerStep),
+    if (tokens > static_cast<double>(kMaxTokensPerStep))
+      reader_.report("training.batch", fmt::format("batch * tokens of at most {} tokens a step", kMaxTokensPerStep),
                      fmt::format("it is {:.3g}", tokens));
   }
 
