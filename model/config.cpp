@@ -39,7 +39,8 @@ namespace {
 // Sets what the shortcuts say where the file's schema has it.
 void apply(const Shortcuts& shortcuts, JsonDocument& document, std::vector<Diagnostic>& faults) {
   const auto set = [&](const char* section, const char* key, const Json& value, const char* flag) {
-    if (*section && !document.root[section].is_object()) return;  // whoever reads it says so
+    if (*section && (!document.root.contains(section) || !document.root[section].is_object()))
+      return;  // whoever reads it says so
     (*section ? document.root[section] : document.root)[key] = value;
     document.overrides[json_path(section, key)] = flag;
   };
@@ -54,8 +55,14 @@ void apply(const Shortcuts& shortcuts, JsonDocument& document, std::vector<Diagn
   if (!shortcuts.batch) return;
   if (own) return set("training", "batch", *shortcuts.batch, "--batch");
   // JAXformer's schema counts the sequences of one dp shard and accumulation step.
-  const auto number = [](const Json& value) { return value.is_number_integer() ? value.get<std::int64_t>() : 0; };
-  const Json axes = document.root.value(Json::json_pointer("/device_config/n_device_axis"), Json());
+  const auto number = [](const Json& value) {  // 0: none that the schema allows, which whoever reads it says
+    constexpr std::int64_t kMost = 1 << 20;
+    const std::int64_t n = value.is_number_integer() ? value.get<std::int64_t>() : 0;
+    return n > kMost ? 0 : n;
+  };
+  const auto device = document.root.find("device_config");
+  const Json axes =
+      device != document.root.end() && device->is_object() ? device->value("n_device_axis", Json()) : Json();
   const std::int64_t dp = axes.is_array() && !axes.empty() ? number(axes[0]) : 0,
                      steps = number(document.root.value("grad_step", Json())),
                      share = dp > 0 && steps > 0 ? dp * steps : 1;
