@@ -13,7 +13,7 @@ PACKAGES := g++ cmake ninja-build pkg-config openmpi-bin libopenmpi-dev libdnnl-
 # make install PREFIX=$HOME/.local; DESTDIR is put before it, for packagers.
 PREFIX ?= /usr/local
 
-.PHONY: all setup build test sanitize fuzz demo bench install clean
+.PHONY: all setup build test sanitize fuzz demo bench bench-bf16 install clean
 all: build
 
 # Installs only what is not there, so that a machine that has everything needs no network and no root.
@@ -71,6 +71,10 @@ demo: build
 
 bench: build
 	@for b in engine search training; do echo "== $$b"; $(BUILD)/bench/bench_$$b || exit 1; done
+
+# 300 steps in f32 and in bf16, some minutes.
+bench-bf16: build
+	@$(BUILD)/bench/bench_bf16
 
 install: build
 	@DESTDIR="$(DESTDIR)" cmake --install $(BUILD) --prefix "$(PREFIX)" >/dev/null

@@ -35,8 +35,8 @@ void bench(const std::string& file) {
   });
   std::vector<double> wall, products, rate, light, bandwidth;
   for (const bool timeline : {false, true}) {  // the whole step undisturbed; then operation by operation
-    Executor<float> executor(set, MPI_COMM_WORLD, {.seed = 1, .timeline = timeline});
-    executor.load_parameters(initial_weights<float>(specs, 1));
+    Executor executor(set, MPI_COMM_WORLD, {.seed = 1, .timeline = timeline});
+    executor.load_parameters(initial_weights(specs, 1));
     for (int step = 0; step < kWarmUp + kSteps; ++step) {
       std::uint32_t id = 1;
       const StepResult r = executor.run_step(

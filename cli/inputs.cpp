@@ -141,7 +141,8 @@ System load_any_system(const std::string& spec, const Invocation& invocation) {
   constexpr std::string_view kLocal = "local";
   if (spec != kLocal && !spec.starts_with("local:")) return load_system(spec, configs_folder(), {std::string(kLocal)});
   const std::filesystem::path file = calibration_file();
-  if (!may_exist(file)) {
+  const auto of_an_older_program = [&] { return !load_system_file(file).computes(DType::kBF16); };
+  if (!may_exist(file) || (!is_started_rank() && of_an_older_program())) {
     if (is_started_rank())
       throw InputError(Diagnostic{"--system", "", "\"local\"", "a machine that was measured",
                                   "run `meshwright calibrate` once, without mpirun"});

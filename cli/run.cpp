@@ -64,6 +64,16 @@ struct Options {
 
 TrainingConfig read(const Options& options, bool quiet) { return load_config(options.config, quiet); }
 
+// What a run computes in; state is f32. Throws InputError for what can't be run, or predicted on this system.
+DType run_type(const TrainingConfig& config, const System& system) {
+  if (config.model_dtype == "float16")
+    throw InputError(Diagnostic{config.name, "model_config.model_dtype", "\"float16\"", "bfloat16 or float32 in a run",
+                                "can't run yet: f16, whose gradients need a scale: --dtype bf16 or --dtype f32"});
+  const DType dtype = config.model_dtype == "bfloat16" ? DType::kBF16 : DType::kF32;
+  require_dtype(system, dtype);
+  return dtype;
+}
+
 // The data of a plan's steps. Throws InputError for what can be known before they are used: too few, or, if `check`, a token
 // anywhere that is none.
 Batches open_data(const Options& options, const TrainingConfig& config, const Plan& plan, bool check, bool warn) {
@@ -79,13 +89,14 @@ Batches open_data(const Options& options, const TrainingConfig& config, const Pl
   return data;
 }
 
-// Whether the plan's program, in f32, fits on the system's devices and, all ranks together, on this machine. Says why not.
+// Whether the plan's program fits on the system's devices and, all ranks together, on this machine. Says why not.
 bool fits(const TrainingConfig& config, const System& system, const Plan& plan) {
-  const Problem problem = make_problem(config, system, DType::kF32);
+  const DType dtype = run_type(config, system);
+  const Problem problem = make_problem(config, system, dtype);
   const ProgramSet set = lower(problem.model, problem.shape, plan);
   if (const Bytes needed = memory_needed(set); needed > system.usable_memory) {
-    log_warning(fmt::format("{} needs {} GiB on a device in f32, {} has {} GiB usable", to_text(plan), gib(needed),
-                            system.name, gib(system.usable_memory)));
+    log_warning(fmt::format("{} needs {} GiB on a device in {}, {} has {} GiB usable", to_text(plan), gib(needed),
+                            name(dtype), system.name, gib(system.usable_memory)));
     return false;
   }
   Bytes all;
@@ -227,14 +238,15 @@ double calibrated_rate(const System& system, double smallest_dimension) {
 
 // Says so if the run will take long here. On a machine that the system does not describe, only the FLOPs say how long at
 // least, if this one was calibrated.
-void warn_of_duration(const System& system, const StepTotals& predicted, std::int64_t steps, int ranks) {
+void warn_of_duration(const System& system, DType dtype, const StepTotals& predicted, std::int64_t steps, int ranks) {
   Seconds step = predicted.step_time;
   if (!is_measured(system)) {
     try {
       std::error_code unknown;
       if (!std::filesystem::exists(calibration_file(), unknown)) return;
       const System here = load_system_file(calibration_file());
-      step = {predicted.flops / (std::min(ranks, here.devices()) * here.peak(DType::kF32).value)};
+      const DType known = here.computes(dtype) ? dtype : DType::kF32;
+      step = {predicted.flops / (std::min(ranks, here.devices()) * here.peak(known).value)};
     } catch (const InputError&) {  // this run does not need it
       return;
     }
@@ -314,7 +326,7 @@ bool summarise(const Options& options, const Plan& plan, const ProgramSet& set, 
   keep([&] {
     if (!options.stored_plan || options.rehearse) return;
     const auto figures = [](const StepTotals& t) {
-      return RunFigures{t.step_time.value, t.flops, all_bytes(t.traffic), t.peak_bytes.value};
+      return RunFigures{t.step_time.value, t.flops, all_bytes(t.traffic), t.arena_bytes.value};
     };
     store_run(options, plan, {*options.stored_plan, "", steps, figures(predicted), figures(counted)});
   });
@@ -349,19 +361,17 @@ int run_rank(Options options, const Invocation& invocation) {
   mpi.heartbeat().set_mesh(plan.mesh);
 
   // Stages are those of the full size: the same layers on the same ranks.
-  const Problem full = make_problem(published, system, DType::kF32);
+  const DType dtype = run_type(published, system);
+  const Problem full = make_problem(published, system, dtype);
   if (plan.mesh.pp > 1) plan.layers = stage_layers(full.model, full.shape, plan);
   const TrainingConfig config = options.rehearse ? rehearsal(published, plan) : published;
-  const Problem problem = make_problem(config, system, DType::kF32);
+  const Problem problem = make_problem(config, system, dtype);
   const ProgramSet set = lower(problem.model, problem.shape, plan);
   if (const auto faults = verify(set); !faults.empty())
     check(false, "the program of {} is wrong: {}", chosen, faults.front());
 
   StepTotals predicted;
-  if (first) {
-    require_dtype(system, DType::kF32);
-    predicted = totals(simulate(set, SystemCostModel(system, set)), plan.mesh);
-  }
+  if (first) predicted = totals(simulate(set, SystemCostModel(system, set)), plan.mesh);
   Batches data = rank_0_first(mpi.world(), [&] {
     // Of the ranks that were started for the user, none need look: the process that started them has.
     return open_data(options, config, plan, first && !options.started, first);
@@ -372,12 +382,12 @@ int run_rank(Options options, const Invocation& invocation) {
     options.record = RunRecord(published, plan, system.name, invocation.command).folder().string();
     log_info(fmt::format("configuration, plan, command and metrics are kept in {}", options.record));
   }
-  if (first) warn_of_duration(system, predicted, steps, plan.mesh.ranks());
+  if (first) warn_of_duration(system, dtype, predicted, steps, plan.mesh.ranks());
   const int width = columns(STDOUT_FILENO);
   if (first && !options.config.json) {
-    print(fmt::format("{}: {} parameters, {} tokens a step, {} ranks, f32\n{}\n", config.name,
+    print(fmt::format("{}: {} parameters, {} tokens a step, {} ranks, {}\n{}\n", config.name,
                       with_commas(count_parameters(config.model).total()),
-                      with_commas(set.step.sequences * set.step.tokens), plan.mesh.ranks(),
+                      with_commas(set.step.sequences * set.step.tokens), plan.mesh.ranks(), name(dtype),
                       step_heading(steps, width)));
   }
   const double flops = model_flops(config.model, set.step.tokens, set.step.sequences);
@@ -403,7 +413,7 @@ int run_rank(Options options, const Invocation& invocation) {
                   .step_time = {s.seconds},
                   .time_left = {pace * static_cast<double>(steps - s.step - 1)},
                   .peak_memory = {s.peak_bytes}};
-    if (is_measured(system)) line.mfu = flops / (s.seconds * plan.mesh.ranks() * system.peak(DType::kF32).value);
+    if (is_measured(system)) line.mfu = flops / (s.seconds * plan.mesh.ranks() * system.peak(dtype).value);
     if (!options.record.empty()) RunRecord(options.record).add_step(to_json(line));
     print((options.config.json ? to_json(line).dump() : step_text(line, width)) + '\n');
   };
@@ -436,7 +446,7 @@ int run(const Options& options, const Invocation& invocation) {
   const TrainingConfig config = read(options, false);
   if (print_config(options.config, config)) return kDone;
   const System system = load_any_system(options.system.system, invocation);
-  require_dtype(system, DType::kF32);
+  run_type(config, system);
   const ChosenPlan chosen =
       choose_plan(options.plan, true, config, system, options.system.database, options.system.headroom);
   if (chosen.none_fits) {

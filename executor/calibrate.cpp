@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 #include <fstream>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <optional>
@@ -51,7 +52,7 @@ struct Sampled {
 constexpr Sampled kLargestModel{256, 256, 4, 4096};
 
 // Steps of a small model on this rank alone; the median time of every operation of its program.
-void sample_model(MPI_Comm comm, const Sampled& sampled, std::vector<Sample>& samples) {
+void sample_model(MPI_Comm comm, const Sampled& sampled, DType compute, std::vector<Sample>& samples) {
   const auto [width, tokens, sequences, vocab, warm_up, steps] = sampled;
   const ModelSpec model = jaxformer("calibration",
                                     {.model_dimension = width,
@@ -67,10 +68,10 @@ void sample_model(MPI_Comm comm, const Sampled& sampled, std::vector<Sample>& sa
                                      .n_shared = 1,
                                      .capacity_factor = 1.5},
                                     1e-2);
-  const ProgramSet set = lower(model, {.sequences = sequences, .tokens = tokens}, Plan{});
-  Executor<float> executor(set, MPI_COMM_SELF, {.seed = 1, .timeline = true});
+  const ProgramSet set = lower(model, {.sequences = sequences, .tokens = tokens, .compute = compute}, Plan{});
+  Executor executor(set, MPI_COMM_SELF, {.seed = 1, .timeline = true});
   const std::vector<ParameterSpec> specs = parameters(model);
-  executor.load_parameters(initial_weights<float>(specs, 1));
+  executor.load_parameters(initial_weights(specs, 1));
   std::vector<std::vector<double>> times;
   for (int step = 0; step < warm_up + steps; ++step) {
     MPI_Barrier(comm);
@@ -117,24 +118,28 @@ std::pair<double, double> fit_bytes(const std::vector<Sample>& samples) {
   return {overhead, 1 / slope};
 }
 
+// Of products by the dtype of what they multiply; of the rest whatever the dtype, by the bytes that they touch.
 Json fit_kind(const std::vector<Sample>& samples, const Json& source) {
   const auto quantity = [&](double v) { return Json{{"value", v}, {"source", source}}; };
-  std::map<std::int64_t, std::pair<double, double>> by_size;  // FLOPs, seconds
+  std::map<DType, std::map<std::int64_t, std::pair<double, double>>> by_type;  // by size: FLOPs, seconds
   for (const Sample& s : samples)
     if (s.work.flops.value > 0) {
-      auto& [flops, seconds] = by_size[std::min({s.work.m, s.work.n, s.work.k})];
+      auto& [flops, seconds] = by_type[s.work.dtype][std::min({s.work.m, s.work.n, s.work.k})];
       flops += static_cast<double>(s.work.flops.value);
       seconds += std::max(s.seconds - kOverhead, 1e-9);
     }
-  if (by_size.empty()) {
+  if (by_type.empty()) {
     const auto [overhead, bandwidth] = fit_bytes(samples);
     return {{"overhead_us", quantity(overhead * 1e6)}, {"bytes_per_s", quantity(bandwidth)}};
   }
-  Json points = Json::array();
-  for (const auto& [size, sum] : by_size)
-    points.push_back({{"smallest_dimension", size}, {"flops_per_s", sum.first / sum.second}});
-  return {{"overhead_us", quantity(kOverhead * 1e6)},
-          {"flops_per_s", {{"f32", {{"source", source}, {"points", points}}}}}};
+  Json rates = Json::object();
+  for (const auto& [type, by_size] : by_type) {
+    Json points = Json::array();
+    for (const auto& [size, sum] : by_size)
+      points.push_back({{"smallest_dimension", size}, {"flops_per_s", sum.first / sum.second}});
+    rates[std::string(name(type))] = {{"source", source}, {"points", points}};
+  }
+  return {{"overhead_us", quantity(kOverhead * 1e6)}, {"flops_per_s", rates}};
 }
 
 // Median seconds of run() on the slowest rank of `comm`, after a warm-up.
@@ -247,6 +252,9 @@ MachineRates measure_machine(MPI_Comm comm) {
   const double products = fastest(comm, kAttempts, [&] { flops = kernels::multiply_add_rounds(kRounds, &result); });
   check(std::isfinite(result), "the multiply-adds of the peak are not finite");
   rates.flops_per_s = flops / products;
+  const double narrow = fastest(comm, kAttempts, [&] { flops = kernels::bf16_multiply_add_rounds(kRounds, &result); });
+  check(std::isfinite(result), "the multiply-adds of the peak in bf16 are not finite");
+  rates.bf16_flops_per_s = flops / narrow;
 
   const std::size_t bytes = copied_bytes(ranks);
   const std::vector<std::byte> from(bytes, std::byte{1});
@@ -263,7 +271,7 @@ ProductRate product_rate(MPI_Comm comm) {
   few.warm_up = 2;
   few.steps = 3;
   std::vector<Sample> samples;
-  sample_model(comm, few, samples);
+  sample_model(comm, few, DType::kF32, samples);
   ProductRate rate;
   double flops = 0, seconds = 0;
   for (const Sample& s : samples) {
@@ -296,7 +304,10 @@ Json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& pro
   std::vector<Sample> samples;
   for (const Sampled& sampled : {Sampled{64, 64, 4, 512}, Sampled{128, 128, 4, 2048}, kLargestModel}) {
     say(fmt::format("operations of a model of width {}", sampled.width));
-    sample_model(comm, sampled, samples);
+    sample_model(comm, sampled, DType::kF32, samples);
+    std::vector<Sample> narrow;  // of which only products have rates of their own
+    sample_model(comm, sampled, DType::kBF16, narrow);
+    std::ranges::copy_if(narrow, std::back_inserter(samples), [](const Sample& s) { return s.work.flops.value > 0; });
   }
   say("collectives and messages");
   Json network = measure_network(comm, source);
@@ -308,9 +319,11 @@ Json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& pro
   std::vector<Sample> light;
   for (const auto& [kind, of_kind] : by_kind) {
     const Json& fitted = kinds[std::string(kind_name(kind))] = fit_kind(of_kind, source);
-    if (fitted.contains("flops_per_s"))  // a disturbed measurement of the peak: what products reached was possible
-      for (const Json& point : fitted["flops_per_s"]["f32"]["points"])
-        peak.flops_per_s = std::max(peak.flops_per_s, point["flops_per_s"].get<double>());
+    // A disturbed measurement of the peak: what products reached was possible.
+    for (const auto& [type, most] : {std::pair{"f32", &peak.flops_per_s}, std::pair{"bf16", &peak.bf16_flops_per_s}})
+      if (fitted.contains("flops_per_s") && fitted["flops_per_s"].contains(type))
+        for (const Json& point : fitted["flops_per_s"][type]["points"])
+          *most = std::max(*most, point["flops_per_s"].get<double>());
     if (of_kind.front().work.flops.value == 0) light.insert(light.end(), of_kind.begin(), of_kind.end());
   }
   kinds["other"] = fit_kind(light, source);
@@ -320,7 +333,7 @@ Json calibrate(MPI_Comm comm, const std::function<void(const std::string&)>& pro
           {"memory", {{"bytes", quantity(memory)}, {"usable_bytes", quantity(memory / 100 * 85)}}},
           {"compute",
            {{"model", "measured"},
-            {"peak_flops_per_s", {{"f32", quantity(peak.flops_per_s)}}},
+            {"peak_flops_per_s", {{"f32", quantity(peak.flops_per_s)}, {"bf16", quantity(peak.bf16_flops_per_s)}}},
             {"memory_bytes_per_s", quantity(peak.bytes_per_s)},
             {"kinds", kinds}}},
           {"topology", {{"kind", "shared_memory"}, {"devices", quantity(ranks)}}},

@@ -21,7 +21,8 @@ nlohmann::ordered_json calibrate(MPI_Comm comm, const std::function<void(const s
 // What a core and its share of memory can do at most, all ranks of `comm` at once: what shares of the peak are measured
 // against. Of each the best of several attempts, an attempt taking as long as its slowest rank. Takes about a second.
 struct MachineRates {
-  double flops_per_s = 0;  // of a rank, f32: multiply-adds in registers (executor/kernels/machine_rates.h)
+  double flops_per_s = 0;       // of a rank, f32: multiply-adds in registers (executor/kernels/machine_rates.h)
+  double bf16_flops_per_s = 0;  // the same of products of bf16
   double bytes_per_s = 0;  // of a rank: a copy of a buffer twice as large as the last cache; bytes read plus written
 };
 MachineRates measure_machine(MPI_Comm comm);  // collective; the same on every rank

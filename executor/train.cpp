@@ -26,9 +26,13 @@ Json to_json(const RankCount& count) {
   const MeshCoordinates& at = count.report.rank;
   return {{"rank", {at.dp, at.pp, at.tp}},
           {"end", count.report.end.value},
+          {"compute", count.report.compute.value},
+          {"exposed", count.report.exposed_comm.value},
+          {"bubble", count.report.bubble.value},
           {"flops", count.report.executed_flops.value},
-          {"peak", count.report.peak_bytes.value},
-          {"classes", count.report.bytes_by_class},
+          {"live", {count.report.live.bytes, count.report.live.at_peak, count.report.live.of_class}},
+          {"arena", count.report.arena_bytes.value},
+          {"outside", count.report.outside_bytes.value},
           {"traffic", std::move(traffic)},
           {"timeline", std::move(timeline)},
           {"rows", count.routed_rows}};
@@ -39,9 +43,13 @@ RankCount from_json(const Json& j, const ProgramSet& set) {
   RankReport& r = count.report;
   r.rank = {j["rank"][0], j["rank"][1], j["rank"][2]};
   r.end = {j["end"].get<double>()};
+  r.compute = {j["compute"].get<double>()};
+  r.exposed_comm = {j["exposed"].get<double>()};
+  r.bubble = {j["bubble"].get<double>()};
   r.executed_flops = {j["flops"].get<std::int64_t>()};
-  r.peak_bytes = {j["peak"].get<std::int64_t>()};
-  r.bytes_by_class = j["classes"];
+  r.live = {j["live"][0].get<std::int64_t>(), j["live"][1], j["live"][2]};
+  r.arena_bytes = {j["arena"].get<std::int64_t>()};
+  r.outside_bytes = {j["outside"].get<std::int64_t>()};
   for (const Json& t : j["traffic"]) r.traffic[{t[0], t[1]}] = Bytes{t[2].get<std::int64_t>()};
   const Program& program = set.stages[static_cast<std::size_t>(r.rank.pp)];
   for (const Json& i : j["timeline"]) {
@@ -63,6 +71,30 @@ double processor_seconds() {
   clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
+
+// Of each step: its time, and what this rank did with it.
+struct StepTimes {
+  std::vector<double> step, compute, exposed, bubble;
+
+  void add(double seconds, const RankReport& r) {
+    step.push_back(seconds);
+    compute.push_back(r.compute.value);
+    exposed.push_back(r.exposed_comm.value);
+    bubble.push_back(r.bubble.value);
+  }
+  // Without the first two, which warm up, where there are more than four.
+  void write_medians(double& step_s, RankReport& r) const {
+    if (step.empty()) return;
+    const auto of = [](std::vector<double> all) {
+      if (all.size() > 4) all.erase(all.begin(), all.begin() + 2);
+      return median(std::move(all));
+    };
+    step_s = of(step);
+    r.compute = {of(compute)};
+    r.exposed_comm = {of(exposed)};
+    r.bubble = {of(bubble)};
+  }
+};
 
 // Every rank's count, in rank order, on rank 0.
 std::vector<RankCount> gather_counts(const RankCount& mine, const ProgramSet& set, MPI_Comm comm) {
@@ -96,15 +128,26 @@ bool loss_has_grown(double loss, double first_loss, std::int64_t vocabulary) {
 TrainSummary train(const ProgramSet& set, const ModelSpec& model, const TrainingConfig& config, MPI_Comm comm,
                    Batches& data, const TrainOptions& options, const std::function<void(const TrainedStep&)>& on_step) {
   const auto seed = static_cast<std::uint64_t>(config.seed);
-  Executor<float> executor(set, comm, {seed, options.timeline, &own_beat()});
+  Executor executor(set, comm, {seed, options.timeline, &own_beat()});
   const std::vector<ParameterSpec> specs = parameters(model);
-  executor.load_parameters(initial_weights<float>(specs, seed));
+  executor.load_parameters(initial_weights(specs, seed));
 
+  // This rank's part of a step's data: of each microbatch inputs, then targets.
   const MeshCoordinates at = executor.mesh().coordinates();
   const std::int64_t own = set.step.tokens / set.mesh.tp;
   const auto held = static_cast<std::size_t>(own * set.step.microbatch);
+  const bool has_data = at.pp == 0 || at.pp == set.mesh.pp - 1;
+  std::vector<std::int32_t> ids(has_data ? 2 * held * static_cast<std::size_t>(set.step.microbatches) : 0);
+  const auto part = [&](int m, bool targets) {
+    return std::span(ids).subspan((2 * static_cast<std::size_t>(m) + targets) * held, held);
+  };
+  const auto read = [&](std::int64_t step) {
+    own_beat().now(Activity::kReadingData);
+    for (int m = 0; has_data && m < set.step.microbatches; ++m)
+      data.read(step, m, at.dp, at.tp * own, own, part(m, false), part(m, true));
+  };
   TrainSummary summary;
-  std::vector<double> seconds;
+  StepTimes times;
   RankCount count;
   bool warned = false;
   using Clock = std::chrono::steady_clock;
@@ -112,13 +155,17 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
   const auto first_begin = Clock::now();
   const double processor_before = processor_seconds();
   for (std::int64_t step = 0; step < options.steps; ++step) {
-    const auto begin = Clock::now();
+    own_beat().step = step;
+    read(step);
+    own_beat().now(Activity::kBeginOfStep);
+    MPI_Barrier(executor.mesh().all());  // so that nobody waits in the step for another's data
     const double lr = learning_rate(config.lr, step);
     StepResult result;
     try {
       result = executor.run_step(
           {.step = step, .learning_rate = lr, .fill = [&](int m, std::int32_t* in, std::int32_t* out) {
-             data.read(step, m, at.dp, at.tp * own, own, {in, held}, {out, held});
+             std::ranges::copy(part(m, false), in);
+             std::ranges::copy(part(m, true), out);
            }});
     } catch (const Diverged& e) {
       const std::string before =
@@ -130,10 +177,10 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
                                  before, config.lr.max_lr, config.lr.warmup_steps, config.grad_clip_norm, balance));
     }
     // The slowest rank's step, and the largest arena.
-    double worst[2] = {std::chrono::duration<double>(Clock::now() - begin).count(),
-                       static_cast<double>(result.report.peak_bytes.value)};
+    double worst[2] = {result.report.end.value, static_cast<double>(result.report.arena_bytes.value)};
     MPI_Allreduce(MPI_IN_PLACE, worst, 2, MPI_DOUBLE, MPI_MAX, executor.mesh().all());
-    seconds.push_back(worst[0]);
+    result.report.bubble += Seconds{worst[0] - result.report.end.value};  // it waits for the slowest to end the step
+    times.add(worst[0], result.report);
     if (step == 0) summary.first_loss = result.loss;
     summary.last_loss = result.loss;
     if (!warned && loss_has_grown(result.loss, summary.first_loss, model.vocab())) {
@@ -154,8 +201,7 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
   summary.processor_share = std::min(1.0, (processor_seconds() - processor_before) /
                                               std::chrono::duration<double>(Clock::now() - first_begin).count());
   MPI_Allreduce(MPI_IN_PLACE, &summary.processor_share, 1, MPI_DOUBLE, MPI_MIN, executor.mesh().all());
-  if (seconds.size() > 4) seconds.erase(seconds.begin(), seconds.begin() + 2);  // the first two warm up
-  if (!seconds.empty()) summary.median_step_s = median(std::move(seconds));
+  times.write_medians(summary.median_step_s, count.report);
   summary.ranks = gather_counts(count, set, executor.mesh().all());
   return summary;
 }

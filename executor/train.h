@@ -19,12 +19,12 @@ namespace meshwright {
 struct TrainedStep {
   std::int64_t step = 0;  // from 0
   double learning_rate = 0;
-  double seconds = 0;           // of the slowest rank, reading the data included
+  double seconds = 0;           // of the slowest rank; data are read before
   std::int64_t peak_bytes = 0;  // of the arena, the largest over ranks
   StepResult result;
 };
 
-// What one rank counted in the last step.
+// What one rank counted in the last step. Of compute, exposed communication and bubble: the medians, as of the step time.
 struct RankCount {
   RankReport report;
   std::vector<std::int64_t> routed_rows;  // by layer

@@ -37,10 +37,10 @@ PlanResult evaluate_plan(const Problem& problem, const Plan& plan, const Program
     exposed += rank.exposed_comm.value;
     bubble += rank.bubble.value;
     executed += static_cast<double>(rank.executed_flops.value);
-    if (rank.peak_bytes.value <= r.peak_memory_bytes) continue;
-    r.peak_memory_bytes = rank.peak_bytes.value;
+    if (rank.arena_bytes.value <= r.peak_memory_bytes) continue;
+    r.peak_memory_bytes = rank.arena_bytes.value;
     r.largest_stage = rank.rank.pp;
-    r.memory_bytes = rank.bytes_by_class;
+    r.memory_bytes = rank.live.at_peak;
   }
   const auto reported = static_cast<double>(ranks.size());
   r.step_time_s = prediction.report.step_time.value;

@@ -60,14 +60,14 @@ struct PlanResult {
   double step_time_s = 0;
   double tokens_per_s = 0;             // of the whole job
   double mfu = 0, hfu = 0;             // model_flops, executed_flops / (step time x devices x peak)
-  std::int64_t peak_memory_bytes = 0;  // the largest over devices
+  std::int64_t peak_memory_bytes = 0;  // the largest over devices: of arenas, which is what would be allocated
   double exposed_comm_s = 0;           // mean over devices
   double bubble_fraction = 0;          // mean over devices of the time that one waits for another stage / step time
   double model_flops = 0;              // whole step, all devices; exact up to 2^53
   double executed_flops = 0;           // the same, experts at capacity
   std::vector<int> stage_layers;       // layers of each stage
   int largest_stage = 0;               // the first of those that need peak_memory_bytes
-  std::array<std::int64_t, kMemoryClasses> memory_bytes{};
+  std::array<std::int64_t, kMemoryClasses> memory_bytes{};  // of it, live at the peak: the rest is lost in placement
   std::string mapping;
 
   bool operator==(const PlanResult&) const = default;

@@ -18,7 +18,8 @@ Machine machine(const System& system, DType compute, Refuse refuse) {
           .evaluate =
               [kept](const ProgramSet& programs) {
                 const SystemCostModel cost(*kept, programs);
-                return Prediction{simulate(programs, cost), cost.mapping().describe()};
+                return Prediction{simulate(programs, cost, {.live = SimOptions::Live::kLargestArena}),
+                                  cost.mapping().describe()};
               },
           .refuse = std::move(refuse),
           .cost_pieces =

@@ -72,12 +72,15 @@ std::string memory_table(const StepReport& report, int columns) {
     classes.push_back(
         {std::string(c), Align::kRight, half ? fmt::format("{}-\n{}", c.substr(0, half), c.substr(half)) : ""});
   }
-  classes.push_back({"peak"});
+  classes.push_back({"live"});
+  classes.push_back({"arena"});
+  classes.push_back({"lost\n%"});
   Table table(std::move(classes));
   for (std::size_t s = 0; s < report.ranks.size(); ++s) {
     std::vector<std::string> cells{fmt::format("{}", s)};
-    for (const std::int64_t bytes : report.ranks[s].bytes_by_class) cells.push_back(gib({bytes}));
-    cells.push_back(gib(report.ranks[s].peak_bytes));
+    const RankReport& r = report.ranks[s];
+    for (const std::int64_t bytes : r.live.at_peak) cells.push_back(gib({bytes}));
+    cells.insert(cells.end(), {gib({r.live.bytes}), gib(r.arena_bytes), percent(placement_loss(r))});
     table.add_row(std::move(cells));
   }
   return table.render_within(columns);
@@ -184,11 +187,13 @@ OrderedJson plan_json(const PlanResult& result, const Prediction& prediction, co
                       {"exposed_comm_s", r.exposed_comm.value},
                       {"bubble_s", r.bubble.value},
                       {"executed_flops", r.executed_flops.value},
-                      {"peak_bytes", r.peak_bytes.value},
+                      {"peak_bytes", r.live.bytes},
+                      {"arena_bytes", r.arena_bytes.value},
+                      {"placement_loss", placement_loss(r)},
                       {"memory_bytes", OrderedJson::object()},
                       {"sent_bytes", OrderedJson::object()}};
     for (int c = 0; c < kMemoryClasses; ++c)
-      stage["memory_bytes"][std::string(kMemoryClassNames[c])] = r.bytes_by_class[c];
+      stage["memory_bytes"][std::string(kMemoryClassNames[c])] = r.live.at_peak[c];
     for (const auto& [key, bytes] : r.traffic)
       stage["sent_bytes"][fmt::format("{} over {}", key.first, key.second)] = bytes.value;
     out["stages"].push_back(std::move(stage));

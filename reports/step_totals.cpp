@@ -38,7 +38,12 @@ StepTotals totals(const StepReport& report, const MeshShape& mesh) {
   StepTotals sum{.step_time = report.step_time};
   for (const RankReport& rank : report.ranks) {
     sum.flops += static_cast<double>(rank.executed_flops.value) * each;
-    sum.peak_bytes = std::max(sum.peak_bytes, rank.peak_bytes);
+    sum.peak_bytes = std::max(sum.peak_bytes, Bytes{rank.live.bytes});
+    sum.arena_bytes = std::max(sum.arena_bytes, rank.arena_bytes);
+    sum.outside_bytes = std::max(sum.outside_bytes, rank.outside_bytes);
+    sum.compute += Seconds{rank.compute.value / reported};
+    sum.exposed_comm += Seconds{rank.exposed_comm.value / reported};
+    sum.bubble += Seconds{rank.bubble.value / reported};
     for (const auto& [key, bytes] : rank.traffic) sum.traffic[key] += bytes * each;
   }
   return sum;
@@ -46,8 +51,12 @@ StepTotals totals(const StepReport& report, const MeshShape& mesh) {
 
 OrderedJson to_json(const StepTotals& totals) {
   OrderedJson out{{"step_time_s", totals.step_time.value},
+                  {"compute_s", totals.compute.value},
+                  {"exposed_comm_s", totals.exposed_comm.value},
+                  {"bubble_s", totals.bubble.value},
                   {"flops", totals.flops},
                   {"peak_bytes", totals.peak_bytes.value},
+                  {"arena_bytes", totals.arena_bytes.value},
                   {"bytes", OrderedJson::object()}};
   for (const auto& [key, bytes] : totals.traffic) out["bytes"][traffic_name(key)] = bytes.value;
   return out;
@@ -55,7 +64,7 @@ OrderedJson to_json(const StepTotals& totals) {
 
 bool counts_equal(const StepTotals& a, const StepTotals& b) {
   const auto all = keys(a, b);
-  return a.flops == b.flops && a.peak_bytes == b.peak_bytes &&
+  return a.flops == b.flops && a.peak_bytes == b.peak_bytes && a.arena_bytes == b.arena_bytes &&
          std::all_of(all.begin(), all.end(),
                      [&](const TrafficKey& key) { return sent(a.traffic, key) == sent(b.traffic, key); });
 }
@@ -67,14 +76,22 @@ std::string comparison_report(const StepTotals& predicted, const StepTotals& cou
         {std::move(label), with_commas(a), with_commas(b), a == b ? "equal" : fmt::format("{:+} counted", b - a)});
   };
   add("FLOPs, all ranks", static_cast<std::int64_t>(predicted.flops), static_cast<std::int64_t>(counted.flops));
-  add("arena bytes of a rank", predicted.peak_bytes.value, counted.peak_bytes.value);
+  add("live bytes of a rank", predicted.peak_bytes.value, counted.peak_bytes.value);
+  add("arena bytes of a rank", predicted.arena_bytes.value, counted.arena_bytes.value);
+  if (counted.outside_bytes.value > 0)
+    table.add_row({"bytes beside the arena", "", with_commas(counted.outside_bytes.value), ""});
   for (const TrafficKey& key : keys(predicted, counted))
     add(fmt::format("bytes sent, {}", traffic_name(key)), sent(predicted.traffic, key), sent(counted.traffic, key));
   if (times == Times::kCompare) {
-    const double ratio = counted.step_time.value / predicted.step_time.value;
     const TimeScale scale = time_scale({predicted.step_time.value, counted.step_time.value});
-    table.add_row({scale.heading("step time", ", "), scale.text(predicted.step_time.value),
-                   scale.text(counted.step_time.value), fmt::format("{:.2f} x predicted", ratio)});
+    const auto add_time = [&](const char* label, Seconds a, Seconds b) {
+      table.add_row({scale.heading(label, ", "), scale.text(a.value), scale.text(b.value),
+                     a.value > 0 ? fmt::format("{:.2f} x predicted", b.value / a.value) : std::string()});
+    };
+    add_time("step time", predicted.step_time, counted.step_time);
+    add_time("of it compute", predicted.compute, counted.compute);
+    add_time("exposed communication", predicted.exposed_comm, counted.exposed_comm);
+    add_time("bubble", predicted.bubble, counted.bubble);
   }
   return table.render_within(columns);
 }

@@ -22,8 +22,8 @@
 
 #include "model/input/json_reader.h"
 #include "model/program/check.h"
+#include "model/program/live_memory.h"
 #include "model/program/slot_name.h"
-#include "reports/live_memory.h"
 
 namespace meshwright {
 namespace {

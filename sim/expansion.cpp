@@ -38,11 +38,10 @@ class TouchedBytes {
 };
 
 template <class F>
-void for_each_range(const Program& program, const Slot& slot, const Call& call, const Piece& piece, const Op& op,
-                    F&& f) {
+void for_each_range(const Slot& slot, const Call& call, const Piece& piece, const Op& op, F&& f) {
   for_each_operand(op, [&](std::string_view, const View& view, Access access) {
     const Tensor& tensor = piece.tensors[view.tensor];
-    const std::int64_t begin = address(program, slot, call, tensor);
+    const std::int64_t begin = address(slot, call, tensor);
     if (tensor.bytes() > 0) f(begin, begin + tensor.bytes(), access);
   });
 }
@@ -63,7 +62,7 @@ Expansion expand(const ProgramSet& set, const CostModel& cost) {
     const Program& program = set.stages[stage];
     std::vector<std::int64_t> cuts;
     for_each_op(set, program, [&](const Slot& slot, const Call& call, const Piece& piece, const Op& op) {
-      for_each_range(program, slot, call, piece, op, [&](std::int64_t begin, std::int64_t end, Access) {
+      for_each_range(slot, call, piece, op, [&](std::int64_t begin, std::int64_t end, Access) {
         cuts.push_back(begin);
         cuts.push_back(end);
       });
@@ -81,7 +80,7 @@ Expansion expand(const ProgramSet& set, const CostModel& cost) {
         TaskId& seen = last[static_cast<int>(e.origins[t].stream)];
         seen = std::max(seen, t);
       };
-      for_each_range(program, slot, call, piece, op, [&](std::int64_t begin, std::int64_t end, Access access) {
+      for_each_range(slot, call, piece, op, [&](std::int64_t begin, std::int64_t end, Access access) {
         memory.for_each(begin, end, [&](const TouchedBytes::Part& part) {
           depends_on(part.writer);
           if (access != Access::kRead)
@@ -109,7 +108,7 @@ Expansion expand(const ProgramSet& set, const CostModel& cost) {
                       {after.data(), static_cast<std::size_t>(n)}, match);
       e.origins.push_back({&slot, &call, &piece, &op, stream});
 
-      for_each_range(program, slot, call, piece, op, [&](std::int64_t begin, std::int64_t end, Access access) {
+      for_each_range(slot, call, piece, op, [&](std::int64_t begin, std::int64_t end, Access access) {
         memory.for_each(begin, end, [&](TouchedBytes::Part& part) {
           if (access == Access::kRead) {
             part.users[static_cast<int>(stream)] = task;

@@ -20,6 +20,7 @@
 //   step time = compute + exposed communication + bubble.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 
 #include "model/program/program.h"
@@ -30,12 +31,15 @@ namespace meshwright {
 
 struct SimOptions {
   bool timeline = false;  // every operation as an interval: takes the full simulation
+  // Whose peak of live bytes is found: of every stage, or of the first that has the largest arena, which is all that a
+  // search asks for.
+  enum class Live : std::uint8_t { kEveryStage, kLargestArena } live = Live::kEveryStage;
 };
 
-// One RankReport per stage, in order: the rank with dp 0 and tp 0. Experts are costed at capacity. Peak bytes
-// are the arena's. Precondition: verify(set) is empty; a deadlock throws std::logic_error. Throws InputError where a sum
+// One RankReport per stage, in order: the rank with dp 0 and tp 0. Experts are costed at capacity. Live
+// bytes are those of a walk in program order (model/program/live_memory.h). Precondition: verify(set) is empty; a deadlock throws std::logic_error. Throws InputError where a sum
 // is beyond what 64 bits hold (sim/checked_sum.h): a step is then too long to be simulated. The same as
-// simulate_full to the picosecond, but its work grows with distinct pieces, the calls of distinct chunks, and
+// simulate_full to the picosecond (which leaves out live bytes, as does simulate_fast), but its work grows with distinct pieces, the calls of distinct chunks, and
 // slots, rather than with operations. Falls back on simulate_full for programs that simulate_fast refuses.
 StepReport simulate(const ProgramSet& set, const CostModel& cost, const SimOptions& options = {});
 

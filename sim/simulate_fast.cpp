@@ -34,6 +34,7 @@
 #include <span>
 #include <vector>
 
+#include "model/program/live_memory.h"
 #include "sim/checked_sum.h"
 #include "sim/meeting.h"
 #include "sim/simulate.h"
@@ -237,7 +238,7 @@ void Stage::find_variants() {
         const TimedPiece& piece = library_.piece(call.piece);
         for (const FrameUse& use : piece.frames) {
           origin.frame = static_cast<Frame>(use.frame);
-          const std::int64_t base = in_space(call.anchor[use.frame], address(program_, slot, call, origin));
+          const std::int64_t base = in_space(call.anchor[use.frame], address(slot, call, origin));
           auto f = stretch.first_frame;
           while (f < static_cast<std::int32_t>(frames_.size()) &&
                  (frames_[f].frame != use.frame || frames_[f].base != base))
@@ -665,7 +666,7 @@ RankReport Stage::report(Time step) {
   const Moment last = end();
   totals_.bubble += bubble_of(variables_[static_cast<int>(Stream::kCompute)].moment.time, last) + step - last.time;
   totals_.exposed = step - totals_.compute - totals_.bubble;
-  RankReport rank = memory_report(program_);
+  RankReport rank = stage_report(program_);
   totals_.write(rank, last.time);
   constexpr std::array<std::string_view, 4> kNames{kCollectiveNames[0], kCollectiveNames[1], kCollectiveNames[2],
                                                    Send::kName};
@@ -721,6 +722,12 @@ StepReport simulate(const ProgramSet& set, const CostModel& cost, const SimOptio
   std::optional<StepReport> report;
   if (!options.timeline) report = simulate_fast(set, cost);
   if (!report) report = simulate_full(set, cost, options);
+  const auto largest =
+      std::ranges::max_element(report->ranks, {}, [](const RankReport& r) { return r.arena_bytes.value; });
+  MemoryWalk memory(set);
+  for (auto rank = report->ranks.begin(); rank != report->ranks.end(); ++rank)
+    if (options.live == SimOptions::Live::kEveryStage || rank == largest)
+      rank->live = memory.peak(set.stages[static_cast<std::size_t>(rank->rank.pp)]);
   check_figures(*report);
   return *std::move(report);
 }

@@ -51,7 +51,7 @@ StepReport simulate_full(const ProgramSet& set, const CostModel& cost, const Sim
   std::vector<Moment> finish(execution.finish.size());  // with the chain's last wait for another stage
   for (std::size_t stage = 0; stage < set.stages.size(); ++stage) {
     const Program& program = set.stages[stage];
-    RankReport rank = memory_report(program);
+    RankReport rank = stage_report(program);
     StageTotals totals;
     Time compute_free = 0;
     Moment last;

@@ -28,12 +28,11 @@ struct StageTotals {
   }
 };
 
-// The rank with dp 0 and tp 0 of a stage, with its memory.
-inline RankReport memory_report(const Program& program) {
+// The rank with dp 0 and tp 0 of a stage, with the size of its arena.
+inline RankReport stage_report(const Program& program) {
   RankReport rank;
   rank.rank = {.dp = 0, .pp = program.stage, .tp = 0};
-  rank.peak_bytes = {program.arena_bytes};
-  rank.bytes_by_class = program.bytes_by_class();
+  rank.arena_bytes = {program.arena_bytes};
   return rank;
 }
 

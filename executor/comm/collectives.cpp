@@ -50,6 +50,10 @@ template <>
 MPI_Datatype mpi_type<std::int32_t>() {
   return MPI_INT32_T;
 }
+template <>
+MPI_Datatype mpi_type<Bf16>() {
+  return MPI_UINT16_T;  // MPI only moves it
+}
 
 template <class T>
 int mpi_count(std::span<T> data) {
@@ -81,7 +85,9 @@ template <class T>
 void receive(MPI_Comm comm, int from, int tag, std::span<T> data) {
   MPI_Message message = MPI_MESSAGE_NULL;
   MPI_Status status;
+  const double begin = MPI_Wtime();
   MPI_Mprobe(from, tag, comm, &message, &status);
+  message_waits().add(MPI_Wtime() - begin);
   MPI_Count bytes = 0;
   MPI_Get_elements_x(&status, MPI_BYTE, &bytes);
   if (static_cast<std::size_t>(bytes) == data.size_bytes()) {
@@ -156,10 +162,11 @@ void reduce_scatter(const Ring& ring, int tag, std::span<const T> src, std::span
     return;
   }
 
-  check(scratch.size() >= n, "reduce-scatter: {} elements of scratch, {} are needed", scratch.size(), n);
+  const std::size_t buffers = ring.p == 2 ? 1 : 2;
+  const std::size_t needed = std::min(n, buffers * (kSegmentBytes / sizeof(T)));
+  check(scratch.size() >= needed, "reduce-scatter: {} elements of scratch, {} are needed", scratch.size(), needed);
   std::array<T, 2> tiny;
   if (scratch.size() < tiny.size()) scratch = tiny;  // a chunk of one element: more than two ranks need two buffers
-  const std::size_t buffers = ring.p == 2 ? 1 : 2;
   const std::size_t longest = std::min(scratch.size() / buffers, kSegmentBytes / sizeof(T));
   for (std::size_t first = 0; first < n; first += longest) {
     const std::size_t count = std::min(longest, n - first);
@@ -183,6 +190,11 @@ void reduce_scatter(const Ring& ring, int tag, std::span<const T> src, std::span
 }
 
 }  // namespace
+
+MessageWaits& message_waits() {
+  thread_local MessageWaits waits;
+  return waits;
+}
 
 template <class T>
 void ring_all_gather(MPI_Comm comm, std::span<const T> src, std::span<T> dst) {
@@ -265,8 +277,11 @@ void recv(MPI_Comm comm, int from, std::span<T> data) {
 template void ring_all_gather(MPI_Comm, std::span<const float>, std::span<float>);
 template void ring_all_gather(MPI_Comm, std::span<const double>, std::span<double>);
 template void ring_all_gather(MPI_Comm, std::span<const std::int32_t>, std::span<std::int32_t>);
+template void ring_all_gather(MPI_Comm, std::span<const Bf16>, std::span<Bf16>);
 template void ring_reduce_scatter(MPI_Comm, std::span<const float>, std::span<float>, std::span<float>, bool);
 template void ring_reduce_scatter(MPI_Comm, std::span<const double>, std::span<double>, std::span<double>, bool);
+template void ring_reduce_scatter(MPI_Comm, std::span<const Bf16>, std::span<Bf16>, std::span<Bf16>, bool);
+template void ring_all_reduce(MPI_Comm, std::span<Bf16>, std::span<Bf16>);
 template void ring_all_reduce(MPI_Comm, std::span<float>, std::span<float>);
 template void ring_all_reduce(MPI_Comm, std::span<double>, std::span<double>);
 template void direct_all_reduce(MPI_Comm, std::span<float>, std::span<float>);
@@ -274,8 +289,10 @@ template void direct_all_reduce(MPI_Comm, std::span<double>, std::span<double>);
 template PendingSend isend(MPI_Comm, int, std::span<const float>);
 template PendingSend isend(MPI_Comm, int, std::span<const double>);
 template PendingSend isend(MPI_Comm, int, std::span<const std::int32_t>);
+template PendingSend isend(MPI_Comm, int, std::span<const Bf16>);
 template void recv(MPI_Comm, int, std::span<float>);
 template void recv(MPI_Comm, int, std::span<double>);
 template void recv(MPI_Comm, int, std::span<std::int32_t>);
+template void recv(MPI_Comm, int, std::span<Bf16>);
 
 }  // namespace meshwright

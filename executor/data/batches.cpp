@@ -43,13 +43,14 @@ void Batches::read(std::int64_t step, std::int64_t m, std::int64_t d, std::int64
   // does).
   const auto next = std::upper_bound(first_step_.begin(), first_step_.end(), in_epoch);
   const auto shard = static_cast<int>(next - first_step_.begin()) - 1;
-  const std::span<const std::int32_t> s = source_.tokens(shard);
   const std::int64_t g = in_epoch - first_step_[shard];
+  std::vector<std::int32_t> s(static_cast<std::size_t>(tl + 1));  // of one sequence, and the target of the last
   for (std::int64_t b = 0; b < B; ++b) {
     const std::int64_t first = (g * shape_.sequences() + shape_.sequence(m, d, b)) * T + t0;
+    source_.read(shard, first, s);
     for (std::int64_t t = 0; t < tl; ++t) {
-      inputs[t * B + b] = s[first + t];
-      targets[t * B + b] = s[first + t + 1];
+      inputs[t * B + b] = s[static_cast<std::size_t>(t)];
+      targets[t * B + b] = s[static_cast<std::size_t>(t + 1)];
     }
   }
 }

@@ -46,7 +46,8 @@ class Batches {
 
   // Ids of microbatch m on dp rank d, tokens [t0, t0 + tl) of each sequence, token by token:
   // inputs[t*B + b], t from 0 to tl-1; targets likewise. Both hold tl*B. step >= 0, of any size.
-  // May read a shard, and throw InputError for what it finds there, a shard of another size than at first included.
+  // Reads no more than these from the shard, and throws InputError for what it finds there, a shard of another size than at
+  // first included.
   void read(std::int64_t step, std::int64_t m, std::int64_t d, std::int64_t t0, std::int64_t tl,
             std::span<std::int32_t> inputs, std::span<std::int32_t> targets);
 

@@ -123,14 +123,14 @@ RegularFile open(const std::filesystem::path& path) { return {path, "a readable 
 // Calls f(first, count, values) for block after block of the elements, all of which are then known to be tokens.
 template <class T, class F>
 void for_each_block(const RegularFile& file, const std::filesystem::path& path, const NpyHeader& header,
-                    std::int64_t vocab, F&& f) {
+                    std::int64_t vocab, std::int64_t begin, std::int64_t end, F&& f) {
   const auto is_token = [vocab](T value) {
     return (!std::is_signed_v<T> || value >= T(0)) &&
            static_cast<std::uint64_t>(value) < static_cast<std::uint64_t>(vocab);
   };
-  std::vector<T> block(std::min<std::int64_t>(header.elements, 1 << 18));
-  for (std::int64_t first = 0; first < header.elements; first += static_cast<std::int64_t>(block.size())) {
-    const std::int64_t count = std::min<std::int64_t>(block.size(), header.elements - first);
+  std::vector<T> block(std::min<std::int64_t>(end - begin, 1 << 18));
+  for (std::int64_t first = begin; first < end; first += static_cast<std::int64_t>(block.size())) {
+    const std::int64_t count = std::min<std::int64_t>(block.size(), end - first);
     file.read(header.data_offset + first * static_cast<std::int64_t>(sizeof(T)), block.data(), count * sizeof(T));
     bool all = true;  // without a branch a token: at the speed of memory
     for (std::int64_t i = 0; i < count; ++i) all &= is_token(block[i]);
@@ -147,8 +147,8 @@ void for_each_block(const RegularFile& file, const std::filesystem::path& path, 
 // The same for whatever type the file has.
 template <class F>
 void for_each_block(const std::filesystem::path& path, const RegularFile& file, const NpyHeader& header,
-                    std::int64_t vocab, F&& f) {
-  const auto as = [&]<class T>(T) { for_each_block<T>(file, path, header, vocab, f); };
+                    std::int64_t vocab, std::int64_t begin, std::int64_t end, F&& f) {
+  const auto as = [&]<class T>(T) { for_each_block<T>(file, path, header, vocab, begin, end, f); };
   const bool is_signed = header.descr[1] == 'i';
   switch (header.descr[2]) {
     case '1':
@@ -227,6 +227,15 @@ NpyHeader read_header(const RegularFile& file, const std::filesystem::path& path
   return header;
 }
 
+void read_range(const std::filesystem::path& path, const RegularFile& file, const NpyHeader& header, std::int64_t vocab,
+                std::int64_t begin, std::span<std::int32_t> tokens) {
+  for_each_block(path, file, header, vocab, begin, begin + static_cast<std::int64_t>(tokens.size()),
+                 [&](std::int64_t first, std::int64_t count, const auto* values) {
+                   std::transform(values, values + count, tokens.begin() + (first - begin),
+                                  [](auto value) { return static_cast<std::int32_t>(value); });
+                 });
+}
+
 }  // namespace
 
 NpyHeader read_npy_header(const std::filesystem::path& path) { return read_header(open(path), path); }
@@ -234,17 +243,24 @@ NpyHeader read_npy_header(const std::filesystem::path& path) { return read_heade
 std::vector<std::int32_t> read_npy_tokens(const std::filesystem::path& path, std::int64_t vocab) {
   const RegularFile file = open(path);
   const NpyHeader header = read_header(file, path);
-  std::vector<std::int32_t> tokens(header.elements);
-  for_each_block(path, file, header, vocab, [&](std::int64_t first, std::int64_t count, const auto* values) {
-    std::transform(values, values + count, tokens.begin() + first,
-                   [](auto value) { return static_cast<std::int32_t>(value); });
-  });
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(header.elements));
+  read_range(path, file, header, vocab, 0, tokens);
   return tokens;
+}
+
+std::int64_t read_npy_tokens(const std::filesystem::path& path, std::int64_t vocab, std::int64_t first,
+                             std::span<std::int32_t> tokens) {
+  const RegularFile file = open(path);
+  const NpyHeader header = read_header(file, path);
+  const auto n = static_cast<std::int64_t>(tokens.size());
+  if (first + n <= header.elements) read_range(path, file, header, vocab, first, tokens);
+  return header.elements;
 }
 
 void check_npy_tokens(const std::filesystem::path& path, std::int64_t vocab) {
   const RegularFile file = open(path);
-  for_each_block(path, file, read_header(file, path), vocab, [](std::int64_t, std::int64_t, const auto*) {});
+  const NpyHeader header = read_header(file, path);
+  for_each_block(path, file, header, vocab, 0, header.elements, [](std::int64_t, std::int64_t, const auto*) {});
 }
 
 }  // namespace meshwright

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,11 @@ NpyHeader read_npy_header(const std::filesystem::path& path);
 // All elements in file order. Each must lie in [0, vocab): throws InputError with the first that doesn't, and
 // where it stands, and for whatever read_npy_header refuses.
 std::vector<std::int32_t> read_npy_tokens(const std::filesystem::path& path, std::int64_t vocab);
+
+// Elements [first, first + tokens.size()), the same checked, and none if the file has no longer so many. Returns how many
+// elements it has.
+std::int64_t read_npy_tokens(const std::filesystem::path& path, std::int64_t vocab, std::int64_t first,
+                             std::span<std::int32_t> tokens);
 
 // Throws what read_npy_tokens would throw, in the memory of a block.
 void check_npy_tokens(const std::filesystem::path& path, std::int64_t vocab);

@@ -20,7 +20,10 @@ constexpr const char* kAllowed = "a text file, a .npy file, or a folder of .npy 
 constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
 
 TokenSource::Shard npy_shard(const std::filesystem::path& path, int vocab) {
-  return {path.string(), read_npy_header(path).elements, [path, vocab] { return read_npy_tokens(path, vocab); },
+  return {path.string(), read_npy_header(path).elements,
+          [path, vocab](std::int64_t first, std::span<std::int32_t> tokens) {
+            return read_npy_tokens(path, vocab, first, tokens);
+          },
           [path, vocab] { check_npy_tokens(path, vocab); }};
 }
 
@@ -64,24 +67,29 @@ TokenSource::TokenSource(std::vector<Shard> shards) : shards_(std::move(shards))
   meshwright::check(!shards_.empty(), "token source: no shards");
 }
 
-TokenSource::TokenSource(std::vector<std::int32_t> tokens) : current_(std::move(tokens)), current_shard_(0) {
-  shards_.push_back({"tokens", static_cast<std::int64_t>(current_.size()), {}});
+TokenSource::TokenSource(std::vector<std::int32_t> tokens) {
+  const auto size = static_cast<std::int64_t>(tokens.size());
+  shards_.push_back({"tokens",
+                     size,
+                     [all = std::make_shared<const std::vector<std::int32_t>>(std::move(tokens)), size](
+                         std::int64_t first, std::span<std::int32_t> to) {
+                       std::copy_n(all->begin() + first, to.size(), to.begin());
+                       return size;
+                     },
+                     {}});
 }
 
-std::span<const std::int32_t> TokenSource::tokens(int shard) {
-  if (shard != current_shard_) {
-    current_shard_ = -1;
-    current_ = {};  // not two at a time
-    current_ = shards_[shard].read();
-    // Where a step begins was decided by the size that it had.
-    if (static_cast<std::int64_t>(current_.size()) != size(shard)) {
-      throw InputError(Diagnostic{name(shard), "", std::to_string(current_.size()) + " tokens",
-                                  "the " + std::to_string(size(shard)) + " that it had when the run began",
-                                  "it was changed while it was used: let it be, and run again"});
-    }
-    current_shard_ = shard;
+void TokenSource::read(int shard, std::int64_t first, std::span<std::int32_t> tokens) const {
+  const Shard& s = shards_[static_cast<std::size_t>(shard)];
+  meshwright::check(first >= 0 && first + static_cast<std::int64_t>(tokens.size()) <= s.size,
+                    "token source: no tokens {} to {} of {}", first, first + static_cast<std::int64_t>(tokens.size()),
+                    s.size);
+  // Where a step begins was decided by the size that it had.
+  if (const std::int64_t now = s.read(first, tokens); now != s.size) {
+    throw InputError(Diagnostic{s.name, "", std::to_string(now) + " tokens",
+                                "the " + std::to_string(s.size) + " that it had when the run began",
+                                "it was changed while it was used: let it be, and run again"});
   }
-  return current_;
 }
 
 void TokenSource::check(const std::function<void(int shard)>& progress) const {

@@ -13,14 +13,15 @@
 
 namespace meshwright {
 
-// Shards in the order in which they are trained on. Keeps the shard last read. Movable.
+// Shards in the order in which they are trained on. Movable.
 class TokenSource {
  public:
   struct Shard {
     std::string name;  // for messages
     std::int64_t size = 0;
-    std::function<std::vector<std::int32_t>()> read;  // gives `size` tokens; may throw InputError
-    std::function<void()> check;                      // throws what read() would throw; may be empty: read() never does
+    // Gives tokens from `first` on, and returns how many the shard has now; may throw InputError.
+    std::function<std::int64_t(std::int64_t first, std::span<std::int32_t> tokens)> read;
+    std::function<void()> check;  // throws what reading all would throw; may be empty: reading never does
   };
 
   explicit TokenSource(std::vector<Shard> shards);         // at least one
@@ -29,9 +30,9 @@ class TokenSource {
   int shards() const { return static_cast<int>(shards_.size()); }
   std::int64_t size(int shard) const { return shards_[shard].size; }
   const std::string& name(int shard) const { return shards_[shard].name; }
-  // size(shard) of them, valid until another shard is asked for. Throws InputError for what the shard holds, and if it has no
-  // longer the size that it had.
-  std::span<const std::int32_t> tokens(int shard);
+  // Tokens [first, first + tokens.size()) of a shard, which has them. Throws InputError for what stands there, and if the shard
+  // has no longer the size that it had.
+  void read(int shard, std::int64_t first, std::span<std::int32_t> tokens) const;
 
   // Reads every shard once, so that a long run does not end at the one that is bad. Throws InputError with a fault of each bad
   // shard. progress: called before each.
@@ -39,8 +40,6 @@ class TokenSource {
 
  private:
   std::vector<Shard> shards_;
-  std::vector<std::int32_t> current_;
-  int current_shard_ = -1;
 };
 
 // What --data names:

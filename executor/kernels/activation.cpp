@@ -130,48 +130,52 @@ void with(ActivationKind kind, F&& f) {
 
 }  // namespace
 
-template <class Real>
-void activation(ActivationKind kind, std::int64_t n, const Real* u, Real* a) {
+template <class T>
+void activation(ActivationKind kind, std::int64_t n, const T* u, T* a) {
+  using Real = Arithmetic<T>;
   with(kind, [=](auto f) {
-    for (std::int64_t i = 0; i < n; ++i) a[i] = f.value(u[i]);
+    for (std::int64_t i = 0; i < n; ++i) a[i] = f.value(Real(u[i]));
   });
 }
 
-template <class Real>
-void activation_backward(ActivationKind kind, std::int64_t n, const Real* u, const Real* da, Real* du) {
+template <class T>
+void activation_backward(ActivationKind kind, std::int64_t n, const T* u, const T* da, T* du) {
+  using Real = Arithmetic<T>;
   with(kind, [=](auto f) {
     for (std::int64_t i = 0; i < n; ++i) {
       Real value;
-      du[i] = da[i] * f.slope(u[i], value);
+      du[i] = da[i] * f.slope(Real(u[i]), value);
     }
   });
 }
 
-template <class Real>
-void gated_activation(ActivationKind kind, std::int64_t rows, std::int64_t width, const Real* u, Real* a) {
+template <class T>
+void gated_activation(ActivationKind kind, std::int64_t rows, std::int64_t width, const T* u, T* a) {
+  using Real = Arithmetic<T>;
   with(kind, [=](auto f) {
     for (std::int64_t r = 0; r < rows; ++r) {
-      const Real* gate = u + r * 2 * width;
-      const Real* up = gate + width;
-      Real* out = a + r * width;
-      for (std::int64_t c = 0; c < width; ++c) out[c] = f.value(gate[c]) * up[c];
+      const T* gate = u + r * 2 * width;
+      const T* up = gate + width;
+      T* out = a + r * width;
+      for (std::int64_t c = 0; c < width; ++c) out[c] = f.value(Real(gate[c])) * up[c];
     }
   });
 }
 
-template <class Real>
-void gated_activation_backward(ActivationKind kind, std::int64_t rows, std::int64_t width, const Real* u,
-                               const Real* da, Real* du) {
+template <class T>
+void gated_activation_backward(ActivationKind kind, std::int64_t rows, std::int64_t width, const T* u, const T* da,
+                               T* du) {
+  using Real = Arithmetic<T>;
   with(kind, [=](auto f) {
     for (std::int64_t r = 0; r < rows; ++r) {
-      const Real* gate = u + r * 2 * width;
-      const Real* up = gate + width;
-      const Real* d = da + r * width;
-      Real* dgate = du + r * 2 * width;
-      Real* dup = dgate + width;
+      const T* gate = u + r * 2 * width;
+      const T* up = gate + width;
+      const T* d = da + r * width;
+      T* dgate = du + r * 2 * width;
+      T* dup = dgate + width;
       for (std::int64_t c = 0; c < width; ++c) {
         Real value;
-        const Real slope = f.slope(gate[c], value);
+        const Real slope = f.slope(Real(gate[c]), value);
         const Real by_gate = d[c] * up[c] * slope;
         dup[c] = d[c] * value;
         dgate[c] = by_gate;
@@ -180,13 +184,14 @@ void gated_activation_backward(ActivationKind kind, std::int64_t rows, std::int6
   });
 }
 
-#define MESHWRIGHT_INSTANTIATE(Real)                                                                \
-  template void activation(ActivationKind, std::int64_t, const Real*, Real*);                       \
-  template void activation_backward(ActivationKind, std::int64_t, const Real*, const Real*, Real*); \
-  template void gated_activation(ActivationKind, std::int64_t, std::int64_t, const Real*, Real*);   \
-  template void gated_activation_backward(ActivationKind, std::int64_t, std::int64_t, const Real*, const Real*, Real*);
+#define MESHWRIGHT_INSTANTIATE(T)                                                              \
+  template void activation<T>(ActivationKind, std::int64_t, const T*, T*);                     \
+  template void activation_backward<T>(ActivationKind, std::int64_t, const T*, const T*, T*);  \
+  template void gated_activation<T>(ActivationKind, std::int64_t, std::int64_t, const T*, T*); \
+  template void gated_activation_backward<T>(ActivationKind, std::int64_t, std::int64_t, const T*, const T*, T*);
 MESHWRIGHT_INSTANTIATE(float)
 MESHWRIGHT_INSTANTIATE(double)
+MESHWRIGHT_INSTANTIATE(Bf16)
 #undef MESHWRIGHT_INSTANTIATE
 
 }  // namespace meshwright::kernels

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "executor/kernels/bf16.h"
 #include "model/program/op.h"
 
 // The functions of ActivationKind (op.h) and their derivatives. On the whole real line: at -infinity 0 (to 1e-32), at
@@ -10,20 +11,20 @@
 namespace meshwright::kernels {
 
 // a = act(u).   In place allowed.
-template <class Real>
-void activation(ActivationKind kind, std::int64_t n, const Real* u, Real* a);
+template <class T>
+void activation(ActivationKind kind, std::int64_t n, const T* u, T* a);
 
 // du = da * act'(u).   du may be da or u.
-template <class Real>
-void activation_backward(ActivationKind kind, std::int64_t n, const Real* u, const Real* da, Real* du);
+template <class T>
+void activation_backward(ActivationKind kind, std::int64_t n, const T* u, const T* da, T* du);
 
 // a (rows, width) = act(gate) * up,  u (rows, 2 width) = gate | up, both contiguous.
-template <class Real>
-void gated_activation(ActivationKind kind, std::int64_t rows, std::int64_t width, const Real* u, Real* a);
+template <class T>
+void gated_activation(ActivationKind kind, std::int64_t rows, std::int64_t width, const T* u, T* a);
 
 // du (rows, 2 width) = da up act'(gate) | da act(gate).   du may be u.
-template <class Real>
-void gated_activation_backward(ActivationKind kind, std::int64_t rows, std::int64_t width, const Real* u,
-                               const Real* da, Real* du);
+template <class T>
+void gated_activation_backward(ActivationKind kind, std::int64_t rows, std::int64_t width, const T* u, const T* da,
+                               T* du);
 
 }  // namespace meshwright::kernels

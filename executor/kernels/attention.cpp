@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "executor/kernels/gemm.h"
@@ -38,20 +41,20 @@ struct Visible {
 };
 
 // Some columns of all tokens of one sequence.
-template <class Real>
+template <class T>
 struct Head {
-  Real* data;
+  T* data;
   std::int64_t ld;  // from token to token
-  Real* at(std::int64_t token) const { return data + token * ld; }
+  T* at(std::int64_t token) const { return data + token * ld; }
 };
-template <class Real>
-Head<Real> head_of(const AttentionShape& shape, const TokenMatrix<Real>& m, std::int64_t b, std::int64_t column) {
+template <class T>
+Head<T> head_of(const AttentionShape& shape, const TokenMatrix<T>& m, std::int64_t b, std::int64_t column) {
   return {m.data ? m.data + b * m.ld + column : nullptr, shape.batch * m.ld};
 }
 
-template <class Real>
+template <class T>
 struct Inputs {  // of one head of one sequence
-  Inputs(const AttentionShape& s, const AttentionInputs<Real>& in, std::int64_t b, std::int64_t h)
+  Inputs(const AttentionShape& s, const AttentionInputs<T>& in, std::int64_t b, std::int64_t h)
       : kv_head(h / (s.heads / s.kv_heads)),
         q(head_of(s, in.q, b, h * s.head_dim)),
         k(head_of(s, in.k, b, kv_head * s.head_dim)),
@@ -59,18 +62,79 @@ struct Inputs {  // of one head of one sequence
         qr(head_of(s, in.qr, b, h * s.rope_width)),
         kr(head_of(s, in.kr, b, 0)) {}
   std::int64_t kv_head;
-  Head<const Real> q, k, v, qr, kr;
+  Head<const T> q, k, v, qr, kr;
 };
 
-template <class Real>
-void block_scores(const AttentionShape& shape, const Inputs<Real>& in, const Block& block, Real* scores) {
+template <class T>
+void block_scores(const AttentionShape& shape, const Inputs<T>& in, const Block& block, Arithmetic<T>* scores) {
+  using Real = Arithmetic<T>;
   const Real scale = static_cast<Real>(shape.scale);
-  gemm(Transpose::kNo, Transpose::kYes, block.rows, block.cols, shape.head_dim, scale, in.q.at(block.first), in.q.ld,
-       in.k.at(block.begin), in.k.ld, Real(0), scores, block.cols);
+  mixed_gemm<T, T, Real>(Transpose::kNo, Transpose::kYes, block.rows, block.cols, shape.head_dim, scale,
+                         in.q.at(block.first), in.q.ld, in.k.at(block.begin), in.k.ld, Real(0), scores, block.cols);
   if (shape.rope_width > 0)
-    gemm(Transpose::kNo, Transpose::kYes, block.rows, block.cols, shape.rope_width, scale, in.qr.at(block.first),
-         in.qr.ld, in.kr.at(block.begin), in.kr.ld, Real(1), scores, block.cols);
+    mixed_gemm<T, T, Real>(Transpose::kNo, Transpose::kYes, block.rows, block.cols, shape.rope_width, scale,
+                           in.qr.at(block.first), in.qr.ld, in.kr.at(block.begin), in.kr.ld, Real(1), scores,
+                           block.cols);
 }
+
+// A row of a block becomes T, from where it begins. Its columns are then as_stored() of the block, with stored_ld().
+template <class T>
+void store_row(std::int64_t cols, Arithmetic<T>* row) {
+  if constexpr (!std::is_same_v<T, Arithmetic<T>>) {
+    constexpr std::int64_t kRun = 256;
+    Arithmetic<T> wide[kRun];
+    T narrow[kRun];
+    for (std::int64_t c = 0; c < cols; c += kRun) {
+      const auto run = static_cast<std::size_t>(std::min(kRun, cols - c));
+      std::memcpy(wide, row + c, run * sizeof(wide[0]));
+      for (std::size_t i = 0; i < run; ++i) narrow[i] = wide[i];
+      std::memcpy(reinterpret_cast<std::byte*>(row) + static_cast<std::size_t>(c) * sizeof(T), narrow, run * sizeof(T));
+    }
+  }
+}
+template <class T>
+const T* as_stored(const Arithmetic<T>* block) {
+  return reinterpret_cast<const T*>(block);
+}
+template <class T>
+std::int64_t stored_ld(std::int64_t cols) {
+  return cols * static_cast<std::int64_t>(sizeof(Arithmetic<T>) / sizeof(T));
+}
+
+// A gradient that is summed over blocks of rows and over heads: in place, or, of a narrower T, in scratch until store().
+template <class T>
+class Sum {
+ public:
+  using Real = Arithmetic<T>;
+
+  Sum(const Head<T>& out, std::int64_t width, Real* scratch) : out_(out), width_(width), scratch_(scratch) {}
+
+  std::int64_t ld() const { return kInPlace ? out_.ld : width_; }
+  Real* at(std::int64_t token) const {
+    if constexpr (kInPlace)
+      return out_.at(token);
+    else
+      return scratch_ + token * width_;
+  }
+  void clear(std::int64_t tokens) const {
+    for (std::int64_t t = 0; t < tokens; ++t) std::fill_n(at(t), width_, Real(0));
+  }
+  void store(std::int64_t tokens) const {
+    if constexpr (!kInPlace)
+      for (std::int64_t t = 0; t < tokens; ++t) {
+        const Real* from = at(t);
+        T* to = out_.at(t);
+        for (std::int64_t c = 0; c < width_; ++c) to[c] = from[c];
+      }
+  }
+
+ private:
+  static constexpr bool kInPlace = std::is_same_v<T, Real>;
+
+  Head<T> out_;
+  std::int64_t width_;
+  Real* scratch_;
+};
 
 // Multipliers of a row's probabilities.
 template <class Real>
@@ -100,26 +164,23 @@ void check_shape(const AttentionShape& shape) {
         shape.heads, shape.kv_heads);
 }
 
-// Zeros: of `columns` columns of all tokens.
-template <class Real>
-void clear(const AttentionShape& shape, const Head<Real>& head, std::int64_t columns) {
-  for (std::int64_t t = 0; t < shape.tokens; ++t) std::fill_n(head.at(t), columns, Real(0));
-}
-
 }  // namespace
 
 std::int64_t attention_forward_scratch(const AttentionShape& shape) { return largest_block(shape); }
-std::int64_t attention_backward_scratch(const AttentionShape& shape) { return 2 * largest_block(shape); }
+std::int64_t attention_backward_scratch(const AttentionShape& shape, bool narrow) {
+  return 2 * largest_block(shape) + (narrow ? shape.tokens * (shape.head_dim + shape.value_dim + shape.rope_width) : 0);
+}
 
-template <class Real>
-void attention_forward(const AttentionShape& shape, const AttentionInputs<Real>& in, const AttentionDropout& dropout,
-                       const TokenMatrix<Real>& o, Real* lse, Real* scratch) {
+template <class T>
+void attention_forward(const AttentionShape& shape, const AttentionInputs<T>& in, const AttentionDropout& dropout,
+                       const TokenMatrix<T>& o, Arithmetic<T>* lse, Arithmetic<T>* scratch) {
+  using Real = Arithmetic<T>;
   check_shape(shape);
   const std::int64_t blocks = (shape.tokens + shape.block - 1) / shape.block;
   for (std::int64_t b = 0; b < shape.batch; ++b) {
     for (std::int64_t h = 0; h < shape.heads; ++h) {
-      const Inputs<Real> head(shape, in, b, h);
-      const Head<Real> out = head_of(shape, o, b, h * shape.value_dim);
+      const Inputs<T> head(shape, in, b, h);
+      const Head<T> out = head_of(shape, o, b, h * shape.value_dim);
       Mask<Real> mask(shape, dropout, b, h);
       Real* head_lse = lse + (b * shape.heads + h) * shape.tokens;
       for (std::int64_t i = 0; i < blocks; ++i) {
@@ -140,45 +201,52 @@ void attention_forward(const AttentionShape& shape, const AttentionInputs<Real>&
           }
           std::fill(whole_row, row, Real(0));
           std::fill(row + visible, whole_row + block.cols, Real(0));
+          store_row<T>(block.cols, whole_row);
         }
-        gemm(Transpose::kNo, Transpose::kNo, block.rows, shape.value_dim, block.cols, Real(1), scratch, block.cols,
-             head.v.at(block.begin), head.v.ld, Real(0), out.at(block.first), out.ld);
+        gemm<T>(Transpose::kNo, Transpose::kNo, block.rows, shape.value_dim, block.cols, Real(1), as_stored<T>(scratch),
+                stored_ld<T>(block.cols), head.v.at(block.begin), head.v.ld, Real(0), out.at(block.first), out.ld);
       }
     }
   }
 }
 
-template <class Real>
-void attention_backward(const AttentionShape& shape, const AttentionInputs<Real>& in, const AttentionDropout& dropout,
-                        const Real* lse, const TokenMatrix<const Real>& do_, const AttentionGradients<Real>& out,
-                        Real* scratch) {
+template <class T>
+void attention_backward(const AttentionShape& shape, const AttentionInputs<T>& in, const AttentionDropout& dropout,
+                        const Arithmetic<T>* lse, const TokenMatrix<const T>& do_, const AttentionGradients<T>& out,
+                        Arithmetic<T>* scratch) {
+  using Real = Arithmetic<T>;
   check_shape(shape);
   const Real scale = static_cast<Real>(shape.scale);
   const std::int64_t blocks = (shape.tokens + shape.block - 1) / shape.block, group = shape.heads / shape.kv_heads;
   Real* p = scratch;
   Real* ds = scratch + largest_block(shape);
+  Real* dk_sums = scratch + 2 * largest_block(shape);  // of a narrower T
+  Real* dv_sums = dk_sums + shape.tokens * shape.head_dim;
+  Real* dkr_sums = dv_sums + shape.tokens * shape.value_dim;
   for (std::int64_t b = 0; b < shape.batch; ++b) {
     for (std::int64_t h = 0; h < shape.heads; ++h) {
-      const Inputs<Real> head(shape, in, b, h);
+      const Inputs<T> head(shape, in, b, h);
       Mask<Real> mask(shape, dropout, b, h);
       const Real* head_lse = lse + (b * shape.heads + h) * shape.tokens;
-      const Head<const Real> head_do = head_of(shape, do_, b, h * shape.value_dim);
-      const Head<Real> dq = head_of(shape, out.dq, b, h * shape.head_dim),
-                       dk = head_of(shape, out.dk, b, head.kv_head * shape.head_dim),
-                       dv = head_of(shape, out.dv, b, head.kv_head * shape.value_dim),
-                       dqr = head_of(shape, out.dqr, b, h * shape.rope_width), dkr = head_of(shape, out.dkr, b, 0);
+      const Head<const T> head_do = head_of(shape, do_, b, h * shape.value_dim);
+      const Head<T> dq = head_of(shape, out.dq, b, h * shape.head_dim),
+                    dqr = head_of(shape, out.dqr, b, h * shape.rope_width);
+      const Sum<T> dk(head_of(shape, out.dk, b, head.kv_head * shape.head_dim), shape.head_dim, dk_sums),
+          dv(head_of(shape, out.dv, b, head.kv_head * shape.value_dim), shape.value_dim, dv_sums),
+          dkr(head_of(shape, out.dkr, b, 0), shape.rope_width, dkr_sums);
       // The last block of the first head reaches all columns, so it can overwrite the sums over blocks and heads, to which
       // the others add. With a window it may not: then they begin as zeros.
       const bool first_of_group = h % group == 0, reaches_all = block_at(shape, blocks - 1).begin == 0;
-      if (!reaches_all && first_of_group) clear(shape, dk, shape.head_dim), clear(shape, dv, shape.value_dim);
-      if (!reaches_all && h == 0 && shape.rope_width > 0) clear(shape, dkr, shape.rope_width);
+      if (!reaches_all && first_of_group) dk.clear(shape.tokens), dv.clear(shape.tokens);
+      if (!reaches_all && h == 0 && shape.rope_width > 0) dkr.clear(shape.tokens);
       for (std::int64_t i = blocks - 1; i >= 0; --i) {
         const Block block = block_at(shape, i);
         const bool first = reaches_all && i == blocks - 1;
         const Real keep = first && first_of_group ? Real(0) : Real(1), keep_kr = first && h == 0 ? Real(0) : Real(1);
         block_scores(shape, head, block, p);
-        gemm(Transpose::kNo, Transpose::kYes, block.rows, block.cols, shape.value_dim, Real(1), head_do.at(block.first),
-             head_do.ld, head.v.at(block.begin), head.v.ld, Real(0), ds, block.cols);
+        mixed_gemm<T, T, Real>(Transpose::kNo, Transpose::kYes, block.rows, block.cols, shape.value_dim, Real(1),
+                               head_do.at(block.first), head_do.ld, head.v.at(block.begin), head.v.ld, Real(0), ds,
+                               block.cols);
         for (std::int64_t r = 0; r < block.rows; ++r) {  // p: scores -> mask P;   ds: dP -> P * (dP - sum of P * dP)
           const auto [hidden, visible] = Visible(shape, block, r);
           Real* p_whole = p + r * block.cols;
@@ -203,32 +271,42 @@ void attention_backward(const AttentionShape& shape, const AttentionInputs<Real>
           std::fill(ds_whole, ds_row, Real(0));
           std::fill(p_row + visible, p_whole + block.cols, Real(0));
           std::fill(ds_row + visible, ds_whole + block.cols, Real(0));
+          store_row<T>(block.cols, p_whole);
+          store_row<T>(block.cols, ds_whole);
         }
-        gemm(Transpose::kNo, Transpose::kNo, block.rows, shape.head_dim, block.cols, scale, ds, block.cols,
-             head.k.at(block.begin), head.k.ld, Real(0), dq.at(block.first), dq.ld);
-        gemm(Transpose::kYes, Transpose::kNo, block.cols, shape.head_dim, block.rows, scale, ds, block.cols,
-             head.q.at(block.first), head.q.ld, keep, dk.at(block.begin), dk.ld);
-        gemm(Transpose::kYes, Transpose::kNo, block.cols, shape.value_dim, block.rows, Real(1), p, block.cols,
-             head_do.at(block.first), head_do.ld, keep, dv.at(block.begin), dv.ld);
+        const T* probabilities = as_stored<T>(p);
+        const T* slopes = as_stored<T>(ds);
+        const std::int64_t ld = stored_ld<T>(block.cols);
+        gemm<T>(Transpose::kNo, Transpose::kNo, block.rows, shape.head_dim, block.cols, scale, slopes, ld,
+                head.k.at(block.begin), head.k.ld, Real(0), dq.at(block.first), dq.ld);
+        mixed_gemm<T, T, Real>(Transpose::kYes, Transpose::kNo, block.cols, shape.head_dim, block.rows, scale, slopes,
+                               ld, head.q.at(block.first), head.q.ld, keep, dk.at(block.begin), dk.ld());
+        mixed_gemm<T, T, Real>(Transpose::kYes, Transpose::kNo, block.cols, shape.value_dim, block.rows, Real(1),
+                               probabilities, ld, head_do.at(block.first), head_do.ld, keep, dv.at(block.begin),
+                               dv.ld());
         if (shape.rope_width > 0) {
-          gemm(Transpose::kNo, Transpose::kNo, block.rows, shape.rope_width, block.cols, scale, ds, block.cols,
-               head.kr.at(block.begin), head.kr.ld, Real(0), dqr.at(block.first), dqr.ld);
-          gemm(Transpose::kYes, Transpose::kNo, block.cols, shape.rope_width, block.rows, scale, ds, block.cols,
-               head.qr.at(block.first), head.qr.ld, keep_kr, dkr.at(block.begin), dkr.ld);
+          gemm<T>(Transpose::kNo, Transpose::kNo, block.rows, shape.rope_width, block.cols, scale, slopes, ld,
+                  head.kr.at(block.begin), head.kr.ld, Real(0), dqr.at(block.first), dqr.ld);
+          mixed_gemm<T, T, Real>(Transpose::kYes, Transpose::kNo, block.cols, shape.rope_width, block.rows, scale,
+                                 slopes, ld, head.qr.at(block.first), head.qr.ld, keep_kr, dkr.at(block.begin),
+                                 dkr.ld());
         }
       }
+      if ((h + 1) % group == 0) dk.store(shape.tokens), dv.store(shape.tokens);
+      if (h + 1 == shape.heads && shape.rope_width > 0) dkr.store(shape.tokens);
     }
   }
 }
 
-#define MESHWRIGHT_INSTANTIATE(Real)                                                                             \
-  template void attention_forward(const AttentionShape&, const AttentionInputs<Real>&, const AttentionDropout&,  \
-                                  const TokenMatrix<Real>&, Real*, Real*);                                       \
-  template void attention_backward(const AttentionShape&, const AttentionInputs<Real>&, const AttentionDropout&, \
-                                   const Real*, const TokenMatrix<const Real>&, const AttentionGradients<Real>&, \
-                                   Real*);
+#define MESHWRIGHT_INSTANTIATE(T)                                                                                      \
+  template void attention_forward<T>(const AttentionShape&, const AttentionInputs<T>&, const AttentionDropout&,        \
+                                     const TokenMatrix<T>&, Arithmetic<T>*, Arithmetic<T>*);                           \
+  template void attention_backward<T>(const AttentionShape&, const AttentionInputs<T>&, const AttentionDropout&,       \
+                                      const Arithmetic<T>*, const TokenMatrix<const T>&, const AttentionGradients<T>&, \
+                                      Arithmetic<T>*);
 MESHWRIGHT_INSTANTIATE(float)
 MESHWRIGHT_INSTANTIATE(double)
+MESHWRIGHT_INSTANTIATE(Bf16)
 #undef MESHWRIGHT_INSTANTIATE
 
 }  // namespace meshwright::kernels

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "executor/kernels/bf16.h"
 #include "executor/kernels/dropout.h"
 #include "model/program/op.h"
 
@@ -18,24 +19,26 @@ namespace meshwright::kernels {
 // attention_backward_flops() (op_work.h).
 
 // Row t*B + b, of token t of sequence b, at data + (t*B + b) * ld.
-template <class Real>
+template <class T>
 struct TokenMatrix {
-  Real* data = nullptr;
+  T* data = nullptr;
   std::int64_t ld = 0;
 };
 
-template <class Real>
+// Scores and probabilities are Arithmetic<T>; where T is narrower, probabilities are rounded to T for their products, and
+// sums over blocks of rows and over heads are kept in scratch and rounded once.
+template <class T>
 struct AttentionInputs {
-  TokenMatrix<const Real> q;   // heads * head_dim columns
-  TokenMatrix<const Real> k;   // kv_heads * head_dim
-  TokenMatrix<const Real> v;   // kv_heads * value_dim
-  TokenMatrix<const Real> qr;  // heads * rope_width, rotated; unused when rope_width is 0
-  TokenMatrix<const Real> kr;  // rope_width, rotated, shared by the heads; unused like qr
+  TokenMatrix<const T> q;   // heads * head_dim columns
+  TokenMatrix<const T> k;   // kv_heads * head_dim
+  TokenMatrix<const T> v;   // kv_heads * value_dim
+  TokenMatrix<const T> qr;  // heads * rope_width, rotated; unused when rope_width is 0
+  TokenMatrix<const T> kr;  // rope_width, rotated, shared by the heads; unused like qr
 };
 
-template <class Real>
+template <class T>
 struct AttentionGradients {  // of the inputs, all overwritten; dk, dv, dkr are sums over the heads that read k, v, kr
-  TokenMatrix<Real> dq, dk, dv, dqr, dkr;
+  TokenMatrix<T> dq, dk, dv, dqr, dkr;
 };
 
 // Of probabilities: element ((sequence * heads + head) * T + row) * T + column, numbered over all ranks.
@@ -45,19 +48,20 @@ struct AttentionDropout {
   std::int64_t first_head = 0, heads = 0;        // of this rank's heads among the model's, and how many those are
 };
 
-// Elements of scratch that the two passes need: min(block, T) * block_columns(), and twice that.
+// Elements of scratch that the two passes need: min(block, T) * block_columns(), and twice that; for the backward of a
+// narrower T another tokens * (head_dim + value_dim + rope_width).
 std::int64_t attention_forward_scratch(const AttentionShape& shape);
-std::int64_t attention_backward_scratch(const AttentionShape& shape);
+std::int64_t attention_backward_scratch(const AttentionShape& shape, bool narrow = false);
 
 // o (T, B, heads*value_dim); lse (B, heads, T): log of the sum over t' of e^score(t, t').
-template <class Real>
-void attention_forward(const AttentionShape& shape, const AttentionInputs<Real>& in, const AttentionDropout& dropout,
-                       const TokenMatrix<Real>& o, Real* lse, Real* scratch);
+template <class T>
+void attention_forward(const AttentionShape& shape, const AttentionInputs<T>& in, const AttentionDropout& dropout,
+                       const TokenMatrix<T>& o, Arithmetic<T>* lse, Arithmetic<T>* scratch);
 
 // do_ is the gradient of o. Probabilities are recomputed from lse.
-template <class Real>
-void attention_backward(const AttentionShape& shape, const AttentionInputs<Real>& in, const AttentionDropout& dropout,
-                        const Real* lse, const TokenMatrix<const Real>& do_, const AttentionGradients<Real>& out,
-                        Real* scratch);
+template <class T>
+void attention_backward(const AttentionShape& shape, const AttentionInputs<T>& in, const AttentionDropout& dropout,
+                        const Arithmetic<T>* lse, const TokenMatrix<const T>& do_, const AttentionGradients<T>& out,
+                        Arithmetic<T>* scratch);
 
 }  // namespace meshwright::kernels

@@ -33,8 +33,9 @@ void dropout_multipliers(const Dropout& dropout, std::int64_t first, std::int64_
   }
 }
 
-template <class Real>
-void residual(const Residual<Real>& residual, const Real* x, const Real* in, Real* out) {
+template <class T>
+void residual(const Residual<T>& residual, const T* x, const T* in, T* out) {
+  using Real = Arithmetic<T>;
   const TokenRows& rows = residual.rows;
   Real bias[kRun], multiplier[kRun];
   for (std::int64_t c = 0; c < residual.width; c += kRun) {
@@ -61,9 +62,10 @@ void residual(const Residual<Real>& residual, const Real* x, const Real* in, Rea
   }
 }
 
-template <class Real>
-void residual_backward(const Residual<Real>& residual, const Real* dout, Real* din, Real* dbias,
+template <class T>
+void residual_backward(const Residual<T>& residual, const T* dout, T* din, Arithmetic<T>* dbias,
                        bool accumulate_dbias) {
+  using Real = Arithmetic<T>;
   const TokenRows& rows = residual.rows;
   Real multiplier[kRun];
   for (std::int64_t r = 0; r < rows.rows(); ++r) {
@@ -78,12 +80,15 @@ void residual_backward(const Residual<Real>& residual, const Real* dout, Real* d
     column_sum(rows.rows(), residual.width, din, residual.width, accumulate_dbias, residual.bias_chunks, dbias);
 }
 
-#define MESHWRIGHT_INSTANTIATE(Real)                                                    \
-  template void dropout_multipliers(const Dropout&, std::int64_t, std::int64_t, Real*); \
-  template void residual(const Residual<Real>&, const Real*, const Real*, Real*);       \
-  template void residual_backward(const Residual<Real>&, const Real*, Real*, Real*, bool);
+template void dropout_multipliers(const Dropout&, std::int64_t, std::int64_t, float*);
+template void dropout_multipliers(const Dropout&, std::int64_t, std::int64_t, double*);
+
+#define MESHWRIGHT_INSTANTIATE(T)                                        \
+  template void residual<T>(const Residual<T>&, const T*, const T*, T*); \
+  template void residual_backward<T>(const Residual<T>&, const T*, T*, Arithmetic<T>*, bool);
 MESHWRIGHT_INSTANTIATE(float)
 MESHWRIGHT_INSTANTIATE(double)
+MESHWRIGHT_INSTANTIATE(Bf16)
 #undef MESHWRIGHT_INSTANTIATE
 
 }  // namespace meshwright::kernels

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "executor/kernels/bf16.h"
+
 namespace meshwright::kernels {
 
 // The dropout of one site in one step. An element is kept with probability 1 - p and then divided by 1 - p.
@@ -36,21 +38,21 @@ void dropout_multipliers(const Dropout& dropout, std::int64_t first, std::int64_
 // out = x + dropout(in + bias), x null: 0:  x, in and out are (rows, width) contiguous; bias is `bias_chunks` chunks of
 // `width` that are summed (several, for the shared experts), or null. Element (row, c) is global element
 // global_token * width + c. out may be x or in.
-template <class Real>
+template <class T>
 struct Residual {
   TokenRows rows;
   std::int64_t width = 0;
   Dropout dropout;
-  const Real* bias = nullptr;
+  const T* bias = nullptr;
   std::int64_t bias_chunks = 1;
 };
-template <class Real>
-void residual(const Residual<Real>& residual, const Real* x, const Real* in, Real* out);
+template <class T>
+void residual(const Residual<T>& residual, const T* x, const T* in, T* out);
 
 // din = dropout's multipliers * dout, the gradient of `in`;  dbias = column sums of din, the same sums into
 // every one of `bias_chunks` chunks, added to what is there if `accumulate_dbias`; not computed if dbias is
 // null. din may be dout. (The gradient of x is dout itself.) Of `residual`, bias itself is not used.
-template <class Real>
-void residual_backward(const Residual<Real>& residual, const Real* dout, Real* din, Real* dbias, bool accumulate_dbias);
+template <class T>
+void residual_backward(const Residual<T>& residual, const T* dout, T* din, Arithmetic<T>* dbias, bool accumulate_dbias);
 
 }  // namespace meshwright::kernels

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "executor/kernels/bf16.h"
+
 namespace meshwright::kernels {
 
 // Rows (t, b), row = t * sequences + b, of the tokens `ids`; every id must be a row of the table.
@@ -13,13 +15,13 @@ struct EmbeddingRows {
 };
 
 // out row r = scale * table row ids[r] + positions row position_offset + t. positions may be null: 0.
-template <class Real>
-void embedding(const EmbeddingRows& rows, const Real* table, const Real* positions, double scale, Real* out);
+template <class T>
+void embedding(const EmbeddingRows& rows, const T* table, const T* positions, double scale, T* out);
 
 // dtable row ids[r] += scale * d row r, but for rows whose id is `padding`;  dpositions row position_offset + t += d row r,
 // if dpositions is not null. In the order of r, so the same input gives the same bits.
-template <class Real>
-void embedding_backward(const EmbeddingRows& rows, const Real* d, double scale, std::int64_t padding, Real* dtable,
-                        Real* dpositions);
+template <class T>
+void embedding_backward(const EmbeddingRows& rows, const T* d, double scale, std::int64_t padding,
+                        Arithmetic<T>* dtable, Arithmetic<T>* dpositions);
 
 }  // namespace meshwright::kernels

@@ -12,8 +12,8 @@ namespace {
 constexpr std::int64_t kRun = 256;  // columns whose dropout multipliers are made at a time, on the stack
 
 // Calls body(at, slot, row, token) for every kept assignment, `at` = row*k + j its place in (T, B, k).
-template <class Real, class Body>
-void for_each_kept(const Combine<Real>& c, Body body) {
+template <class T, class Body>
+void for_each_kept(const Combine<T>& c, Body body) {
   for (std::int64_t t = 0; t < c.rows.tokens; ++t) {
     for (std::int64_t b = 0; b < c.rows.sequences; ++b) {
       const std::int64_t row = t * c.rows.sequences + b;
@@ -25,9 +25,9 @@ void for_each_kept(const Combine<Real>& c, Body body) {
 }
 
 // Calls body(first column, columns, multipliers) for the width of one expert's output for one token.
-template <class Real, class Body>
-void for_each_run(const Combine<Real>& c, std::int64_t token, std::int64_t expert, Body body) {
-  Real multiplier[kRun];
+template <class T, class Body>
+void for_each_run(const Combine<T>& c, std::int64_t token, std::int64_t expert, Body body) {
+  Arithmetic<T> multiplier[kRun];
   for (std::int64_t first = 0; first < c.width; first += kRun) {
     const std::int64_t run = std::min(kRun, c.width - first);
     dropout_multipliers(c.dropout, (token * c.experts + expert) * c.width + first, run, multiplier);
@@ -35,11 +35,24 @@ void for_each_run(const Combine<Real>& c, std::int64_t token, std::int64_t exper
   }
 }
 
+// Adds to a row of T what add(run's sums, first, run) adds to a run of it, and rounds once.
+template <class T, class Add>
+void add_to_row(std::int64_t width, bool accumulate, T* row, Add add) {
+  using Real = Arithmetic<T>;
+  Real sums[kRun];
+  for (std::int64_t first = 0; first < width; first += kRun) {
+    const std::int64_t run = std::min(kRun, width - first);
+    for (std::int64_t i = 0; i < run; ++i) sums[i] = accumulate ? Real(row[first + i]) : Real(0);
+    add(sums, first, run);
+    for (std::int64_t i = 0; i < run; ++i) row[first + i] = sums[i];
+  }
+}
+
 }  // namespace
 
-template <class Real>
-void dispatch(std::int64_t rows, std::int64_t choices, std::int64_t width, const std::int32_t* slot, const Real* h,
-              Real* packed) {
+template <class T>
+void dispatch(std::int64_t rows, std::int64_t choices, std::int64_t width, const std::int32_t* slot, const T* h,
+              T* packed) {
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t at = r * choices; at < (r + 1) * choices; ++at) {
       if (slot[at] >= 0) std::copy_n(h + r * width, width, packed + slot[at] * width);
@@ -47,52 +60,59 @@ void dispatch(std::int64_t rows, std::int64_t choices, std::int64_t width, const
   }
 }
 
-template <class Real>
+template <class T>
 void dispatch_backward(std::int64_t rows, std::int64_t choices, std::int64_t width, const std::int32_t* slot,
-                       const Real* dpacked, Real* dh) {
+                       const T* dpacked, T* dh) {
   for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t at = r * choices; at < (r + 1) * choices; ++at) {
-      if (slot[at] >= 0) add(width, dpacked + slot[at] * width, dh + r * width);
-    }
+    add_to_row(width, true, dh + r * width, [&](Arithmetic<T>* sums, std::int64_t first, std::int64_t run) {
+      for (std::int64_t at = r * choices; at < (r + 1) * choices; ++at)
+        if (slot[at] >= 0) add(run, dpacked + slot[at] * width + first, sums);
+    });
   }
 }
 
-template <class Real>
-void combine(const Combine<Real>& combine, const Real* y, const Real* bias, Real bias_scale, bool accumulate,
-             Real* out) {
-  if (!accumulate) std::fill_n(out, combine.rows.rows() * combine.width, Real(0));
-  for_each_kept(combine, [&](std::int64_t at, std::int64_t slot, std::int64_t row, std::int64_t token) {
-    const std::int64_t expert = combine.choice[at];
-    const Real gate = combine.gate[at];
-    for_each_run(combine, token, expert, [&](std::int64_t first, std::int64_t run, const Real* multiplier) {
-      const Real* in = y + slot * combine.width + first;
-      Real* target = out + row * combine.width + first;
-      if (bias) {
-        const Real* b = bias + expert * combine.width + first;
-        for (std::int64_t i = 0; i < run; ++i) target[i] += gate * multiplier[i] * (in[i] + bias_scale * b[i]);
-      } else {
-        for (std::int64_t i = 0; i < run; ++i) target[i] += gate * multiplier[i] * in[i];
+template <class T>
+void combine(const Combine<T>& combine, const T* y, const T* bias, Arithmetic<T> bias_scale, bool accumulate, T* out) {
+  using Real = Arithmetic<T>;
+  const std::int64_t width = combine.width;
+  Real multiplier[kRun];
+  for (std::int64_t row = 0; row < combine.rows.rows(); ++row) {
+    const std::int64_t token = combine.rows.global_token(row / combine.rows.sequences, row % combine.rows.sequences);
+    add_to_row(width, accumulate, out + row * width, [&](Real* sums, std::int64_t first, std::int64_t run) {
+      for (std::int64_t at = row * combine.choices; at < (row + 1) * combine.choices; ++at) {
+        if (combine.slot[at] < 0) continue;
+        const std::int64_t expert = combine.choice[at];
+        const Real gate = combine.gate[at];
+        dropout_multipliers(combine.dropout, (token * combine.experts + expert) * width + first, run, multiplier);
+        const T* in = y + combine.slot[at] * width + first;
+        if (bias) {
+          const T* b = bias + expert * width + first;
+          for (std::int64_t i = 0; i < run; ++i) sums[i] += gate * multiplier[i] * (in[i] + bias_scale * b[i]);
+        } else {
+          for (std::int64_t i = 0; i < run; ++i) sums[i] += gate * multiplier[i] * in[i];
+        }
       }
     });
-  });
+  }
 }
 
-template <class Real>
-void combine_backward(const Combine<Real>& combine, const Real* dout, Real* masked, Real* row_gate) {
+template <class T>
+void combine_backward(const Combine<T>& combine, const T* dout, T* masked, Arithmetic<T>* row_gate) {
   for_each_kept(combine, [&](std::int64_t at, std::int64_t slot, std::int64_t row, std::int64_t token) {
     row_gate[slot] = combine.gate[at];
-    for_each_run(combine, token, combine.choice[at], [&](std::int64_t first, std::int64_t run, const Real* multiplier) {
-      const Real* d = dout + row * combine.width + first;
-      Real* target = masked + slot * combine.width + first;
-      for (std::int64_t i = 0; i < run; ++i) target[i] = multiplier[i] * d[i];
-    });
+    for_each_run(combine, token, combine.choice[at],
+                 [&](std::int64_t first, std::int64_t run, const Arithmetic<T>* multiplier) {
+                   const T* d = dout + row * combine.width + first;
+                   T* target = masked + slot * combine.width + first;
+                   for (std::int64_t i = 0; i < run; ++i) target[i] = multiplier[i] * d[i];
+                 });
   });
 }
 
-template <class Real>
-void gate_gradient(const Combine<Real>& combine, std::int64_t hidden, const Real* a, const Real* da_raw,
-                   const Real* masked, const Real* bias, Real bias_scale, Real* dgate) {
-  std::fill_n(dgate, combine.rows.rows() * combine.choices, Real(0));
+template <class T>
+void gate_gradient(const Combine<T>& combine, std::int64_t hidden, const T* a, const T* da_raw, const T* masked,
+                   const T* bias, Arithmetic<T> bias_scale, Arithmetic<T>* dgate) {
+  std::fill_n(dgate, combine.rows.rows() * combine.choices, Arithmetic<T>(0));
   for_each_kept(combine, [&](std::int64_t at, std::int64_t slot, std::int64_t, std::int64_t) {
     dgate[at] = dot(hidden, a + slot * hidden, da_raw + slot * hidden);
     if (bias)
@@ -101,8 +121,8 @@ void gate_gradient(const Combine<Real>& combine, std::int64_t hidden, const Real
   });
 }
 
-template <class Real>
-void expert_scale_rows(const ExpertRows& experts, std::int64_t n, const Real* row_gate, Real* x) {
+template <class T>
+void expert_scale_rows(const ExpertRows& experts, std::int64_t n, const Arithmetic<T>* row_gate, T* x) {
   experts.for_each([&](std::int64_t, std::int64_t first, std::int64_t rows) {
     for (std::int64_t r = first; r < first + rows; ++r) {
       for (std::int64_t c = 0; c < n; ++c) x[r * n + c] *= row_gate[r];
@@ -110,16 +130,17 @@ void expert_scale_rows(const ExpertRows& experts, std::int64_t n, const Real* ro
   });
 }
 
-template <class Real>
-void expert_add_bias(const ExpertRows& experts, std::int64_t n, const Real* bias, Real* x) {
+template <class T>
+void expert_add_bias(const ExpertRows& experts, std::int64_t n, const T* bias, T* x) {
   experts.for_each([&](std::int64_t e, std::int64_t first, std::int64_t rows) {
     add_bias(rows, n, bias + e * n, x + first * n, n);
   });
 }
 
-template <class Real>
-void expert_column_sum(const ExpertRows& experts, std::int64_t n, const Real* x, const Real* row_gate, Real scale,
-                       bool accumulate, Real* out) {
+template <class T>
+void expert_column_sum(const ExpertRows& experts, std::int64_t n, const T* x, const Arithmetic<T>* row_gate,
+                       Arithmetic<T> scale, bool accumulate, Arithmetic<T>* out) {
+  using Real = Arithmetic<T>;
   double totals[kSumColumns];
   experts.for_each([&](std::int64_t e, std::int64_t begin, std::int64_t rows) {
     for (std::int64_t first = 0; first < n; first += kSumColumns) {
@@ -127,7 +148,7 @@ void expert_column_sum(const ExpertRows& experts, std::int64_t n, const Real* x,
       sum_rows<Real>(
           rows, columns,
           [&](std::int64_t r, Real* sums) {
-            const Real* row = x + (begin + r) * n + first;
+            const T* row = x + (begin + r) * n + first;
             const Real weight = row_gate ? scale * row_gate[begin + r] : scale;
             for (std::int64_t c = 0; c < columns; ++c) sums[c] += weight * row[c];
           },
@@ -137,54 +158,56 @@ void expert_column_sum(const ExpertRows& experts, std::int64_t n, const Real* x,
   });
 }
 
-template <class Real>
-void expert_activation(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u, Real* a) {
+template <class T>
+void expert_activation(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const T* u, T* a) {
   experts.for_each([&](std::int64_t, std::int64_t first, std::int64_t rows) {
     activation(kind, rows * n, u + first * n, a + first * n);
   });
 }
 
-template <class Real>
-void expert_activation_backward(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u,
-                                const Real* da, Real* du) {
+template <class T>
+void expert_activation_backward(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const T* u, const T* da,
+                                T* du) {
   experts.for_each([&](std::int64_t, std::int64_t first, std::int64_t rows) {
     activation_backward(kind, rows * n, u + first * n, da + first * n, du + first * n);
   });
 }
 
-template <class Real>
-void expert_gated_activation(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u, Real* a) {
+template <class T>
+void expert_gated_activation(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const T* u, T* a) {
   experts.for_each([&](std::int64_t, std::int64_t first, std::int64_t rows) {
     gated_activation(kind, rows, n, u + first * 2 * n, a + first * n);
   });
 }
 
-template <class Real>
-void expert_gated_activation_backward(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u,
-                                      const Real* da, Real* du) {
+template <class T>
+void expert_gated_activation_backward(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const T* u,
+                                      const T* da, T* du) {
   experts.for_each([&](std::int64_t, std::int64_t first, std::int64_t rows) {
     gated_activation_backward(kind, rows, n, u + first * 2 * n, da + first * n, du + first * 2 * n);
   });
 }
 
-#define MESHWRIGHT_INSTANTIATE(Real)                                                                                  \
-  template void dispatch(std::int64_t, std::int64_t, std::int64_t, const std::int32_t*, const Real*, Real*);          \
-  template void dispatch_backward(std::int64_t, std::int64_t, std::int64_t, const std::int32_t*, const Real*, Real*); \
-  template void combine(const Combine<Real>&, const Real*, const Real*, Real, bool, Real*);                           \
-  template void combine_backward(const Combine<Real>&, const Real*, Real*, Real*);                                    \
-  template void gate_gradient(const Combine<Real>&, std::int64_t, const Real*, const Real*, const Real*, const Real*, \
-                              Real, Real*);                                                                           \
-  template void expert_scale_rows(const ExpertRows&, std::int64_t, const Real*, Real*);                               \
-  template void expert_add_bias(const ExpertRows&, std::int64_t, const Real*, Real*);                                 \
-  template void expert_column_sum(const ExpertRows&, std::int64_t, const Real*, const Real*, Real, bool, Real*);      \
-  template void expert_activation(const ExpertRows&, ActivationKind, std::int64_t, const Real*, Real*);               \
-  template void expert_activation_backward(const ExpertRows&, ActivationKind, std::int64_t, const Real*, const Real*, \
-                                           Real*);                                                                    \
-  template void expert_gated_activation(const ExpertRows&, ActivationKind, std::int64_t, const Real*, Real*);         \
-  template void expert_gated_activation_backward(const ExpertRows&, ActivationKind, std::int64_t, const Real*,        \
-                                                 const Real*, Real*);
+#define MESHWRIGHT_INSTANTIATE(T)                                                                                    \
+  template void dispatch<T>(std::int64_t, std::int64_t, std::int64_t, const std::int32_t*, const T*, T*);            \
+  template void dispatch_backward<T>(std::int64_t, std::int64_t, std::int64_t, const std::int32_t*, const T*, T*);   \
+  template void combine<T>(const Combine<T>&, const T*, const T*, Arithmetic<T>, bool, T*);                          \
+  template void combine_backward<T>(const Combine<T>&, const T*, T*, Arithmetic<T>*);                                \
+  template void gate_gradient<T>(const Combine<T>&, std::int64_t, const T*, const T*, const T*, const T*,            \
+                                 Arithmetic<T>, Arithmetic<T>*);                                                     \
+  template void expert_scale_rows<T>(const ExpertRows&, std::int64_t, const Arithmetic<T>*, T*);                     \
+  template void expert_add_bias<T>(const ExpertRows&, std::int64_t, const T*, T*);                                   \
+  template void expert_column_sum<T>(const ExpertRows&, std::int64_t, const T*, const Arithmetic<T>*, Arithmetic<T>, \
+                                     bool, Arithmetic<T>*);                                                          \
+  template void expert_activation<T>(const ExpertRows&, ActivationKind, std::int64_t, const T*, T*);                 \
+  template void expert_activation_backward<T>(const ExpertRows&, ActivationKind, std::int64_t, const T*, const T*,   \
+                                              T*);                                                                   \
+  template void expert_gated_activation<T>(const ExpertRows&, ActivationKind, std::int64_t, const T*, T*);           \
+  template void expert_gated_activation_backward<T>(const ExpertRows&, ActivationKind, std::int64_t, const T*,       \
+                                                    const T*, T*);
 MESHWRIGHT_INSTANTIATE(float)
 MESHWRIGHT_INSTANTIATE(double)
+MESHWRIGHT_INSTANTIATE(Bf16)
 #undef MESHWRIGHT_INSTANTIATE
 
 }  // namespace meshwright::kernels

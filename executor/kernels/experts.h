@@ -23,16 +23,16 @@ namespace meshwright::kernels {
 
 // packed row slot[r*k + j] = h row r, for `rows` tokens of `width`. Dropped assignments (slot -1) are
 // skipped.
-template <class Real>
-void dispatch(std::int64_t rows, std::int64_t choices, std::int64_t width, const std::int32_t* slot, const Real* h,
-              Real* packed);
+template <class T>
+void dispatch(std::int64_t rows, std::int64_t choices, std::int64_t width, const std::int32_t* slot, const T* h,
+              T* packed);
 
 // dh row r += sum over j of dpacked row slot[r*k + j].
-template <class Real>
+template <class T>
 void dispatch_backward(std::int64_t rows, std::int64_t choices, std::int64_t width, const std::int32_t* slot,
-                       const Real* dpacked, Real* dh);
+                       const T* dpacked, T* dh);
 
-template <class Real>
+template <class T>
 struct Combine {
   TokenRows rows;  // whole sequences, as routing has them
   std::int64_t experts = 0;
@@ -41,51 +41,50 @@ struct Combine {
   Dropout dropout;                       // on expert outputs: element (global_token * E + e) * C + c
   const std::int32_t* choice = nullptr;  // (T, B, k)
   const std::int32_t* slot = nullptr;    // (T, B, k)
-  const Real* gate = nullptr;            // (T, B, k)
+  const Arithmetic<T>* gate = nullptr;   // (T, B, k)
 };
 
 // out (T, B, C) (+)= sum over the kept j of gate_j * mask * (y row slot_j + bias_scale * bias[choice_j]);  bias
 // is (E, C), or null: 0. bias_scale is 1/tp where y is a partial sum over tp ranks. Added to out if `accumulate`.
-template <class Real>
-void combine(const Combine<Real>& combine, const Real* y, const Real* bias, Real bias_scale, bool accumulate,
-             Real* out);
+template <class T>
+void combine(const Combine<T>& combine, const T* y, const T* bias, Arithmetic<T> bias_scale, bool accumulate, T* out);
 
 // For every kept assignment: masked row slot_j = mask * dout row,  row_gate[slot_j] = gate_j.
-template <class Real>
-void combine_backward(const Combine<Real>& combine, const Real* dout, Real* masked, Real* row_gate);
+template <class T>
+void combine_backward(const Combine<T>& combine, const T* dout, T* masked, Arithmetic<T>* row_gate);
 
 // dgate (T, B, k), overwritten: for kept assignments a row . da_raw row + bias_scale * masked row .
 // bias[choice_j] (bias null: 0), 0 for dropped ones. a and da_raw have rows of `hidden`.
-template <class Real>
-void gate_gradient(const Combine<Real>& combine, std::int64_t hidden, const Real* a, const Real* da_raw,
-                   const Real* masked, const Real* bias, Real bias_scale, Real* dgate);
+template <class T>
+void gate_gradient(const Combine<T>& combine, std::int64_t hidden, const T* a, const T* da_raw, const T* masked,
+                   const T* bias, Arithmetic<T> bias_scale, Arithmetic<T>* dgate);
 
 // Kernels on the filled rows of a packed buffer, n columns wide and contiguous.
 
 // x row i *= row_gate[i].
-template <class Real>
-void expert_scale_rows(const ExpertRows& experts, std::int64_t n, const Real* row_gate, Real* x);
+template <class T>
+void expert_scale_rows(const ExpertRows& experts, std::int64_t n, const Arithmetic<T>* row_gate, T* x);
 
 // x rows of expert e += bias[e]; bias is (E, n).
-template <class Real>
-void expert_add_bias(const ExpertRows& experts, std::int64_t n, const Real* bias, Real* x);
+template <class T>
+void expert_add_bias(const ExpertRows& experts, std::int64_t n, const T* bias, T* x);
 
 // out[e] = scale * sum over the rows of e of row_gate[i] * x row i (weights 1 if row_gate is null), added if
 // `accumulate`; out is (E, n). Summed in blocks (row_sums.h): the error does not grow with the rows.
-template <class Real>
-void expert_column_sum(const ExpertRows& experts, std::int64_t n, const Real* x, const Real* row_gate, Real scale,
-                       bool accumulate, Real* out);
+template <class T>
+void expert_column_sum(const ExpertRows& experts, std::int64_t n, const T* x, const Arithmetic<T>* row_gate,
+                       Arithmetic<T> scale, bool accumulate, Arithmetic<T>* out);
 
 // activation.h's, gated: u is 2n wide.
-template <class Real>
-void expert_activation(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u, Real* a);
-template <class Real>
-void expert_activation_backward(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u,
-                                const Real* da, Real* du);
-template <class Real>
-void expert_gated_activation(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u, Real* a);
-template <class Real>
-void expert_gated_activation_backward(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const Real* u,
-                                      const Real* da, Real* du);
+template <class T>
+void expert_activation(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const T* u, T* a);
+template <class T>
+void expert_activation_backward(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const T* u, const T* da,
+                                T* du);
+template <class T>
+void expert_gated_activation(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const T* u, T* a);
+template <class T>
+void expert_gated_activation_backward(const ExpertRows& experts, ActivationKind kind, std::int64_t n, const T* u,
+                                      const T* da, T* du);
 
 }  // namespace meshwright::kernels

@@ -3,46 +3,48 @@
 #include <cstdint>
 #include <functional>
 
+#include "executor/kernels/bf16.h"
+
 namespace meshwright::kernels {
 
 // Softmax cross-entropy of `rows` rows of `classes` logits, contiguous: returns the sum over rows of
 // log(sum over v of e^logit_v) - logit_target. The sum over rows is in double. Leaves the logits as they are.
-template <class Real>
-double cross_entropy(std::int64_t rows, std::int64_t classes, const std::int32_t* targets, const Real* logits);
+template <class T>
+double cross_entropy(std::int64_t rows, std::int64_t classes, const std::int32_t* targets, const T* logits);
 
 // The same sum, and the logits become its gradient times `scale`:  scale * (softmax(logits) -
 // one_hot(target)).
-template <class Real>
-double cross_entropy_backward(std::int64_t rows, std::int64_t classes, const std::int32_t* targets, Real scale,
-                              Real* logits);
+template <class T>
+double cross_entropy_backward(std::int64_t rows, std::int64_t classes, const std::int32_t* targets, Arithmetic<T> scale,
+                              T* logits);
 
 // Output head with a table shared with the embedding: logits = x table^T + bias, cross-entropy against targets;
 // `chunk` rows at a time, so that the logits of all rows never exist together. FLOPs: 2 * rows * width *
 // vocabulary forward only, 3 times that with gradients.
-template <class Real>
+template <class T>
 struct LmHead {
   std::int64_t rows = 0;
   std::int64_t width = 0;                 // C
   std::int64_t vocabulary = 0;            // V
   std::int64_t chunk = 0;                 // rows of a chunk, >= 1
-  const Real* x = nullptr;                // (rows, C)
-  const Real* table = nullptr;            // (V, C)
-  const Real* bias = nullptr;             // (V), or none: 0
+  const T* x = nullptr;                   // (rows, C)
+  const T* table = nullptr;               // (V, C)
+  const T* bias = nullptr;                // (V), or none: 0
   const std::int32_t* targets = nullptr;  // (rows), in [0, V)
-  Real* scratch = nullptr;                // lm_head_scratch() elements
+  T* scratch = nullptr;                   // lm_head_scratch() elements
 
   // Gradients of loss_scale * (sum of the losses); neither is computed if dx is null.
-  Real loss_scale = 1;
-  Real* dx = nullptr;             // (rows, C), overwritten
-  Real* dtable = nullptr;         // (V, C)
-  Real* dbias = nullptr;          // (V), or none
-  bool accumulate_dtable = true;  // added to dtable and dbias, or overwriting them (rows >= 1)
+  Arithmetic<T> loss_scale = 1;
+  T* dx = nullptr;                  // (rows, C), overwritten
+  Arithmetic<T>* dtable = nullptr;  // (V, C)
+  Arithmetic<T>* dbias = nullptr;   // (V), or none
+  bool accumulate_dtable = true;    // added to dtable and dbias, or overwriting them (rows >= 1)
 
   // For tests and evaluation.
   bool sum_logits = false;
   // If not null, gets each chunk before it becomes gradients: number of its first row, its rows, its logits
   // (rows, V).
-  const std::function<void(std::int64_t, std::int64_t, const Real*)>* on_logits = nullptr;
+  const std::function<void(std::int64_t, std::int64_t, const T*)>* on_logits = nullptr;
 };
 
 struct LmHeadResult {
@@ -54,7 +56,7 @@ struct LmHeadResult {
 // Elements: min(chunk, rows) * vocabulary.
 std::int64_t lm_head_scratch(std::int64_t rows, std::int64_t vocabulary, std::int64_t chunk);
 
-template <class Real>
-LmHeadResult lm_head(const LmHead<Real>& head);
+template <class T>
+LmHeadResult lm_head(const LmHead<T>& head);
 
 }  // namespace meshwright::kernels

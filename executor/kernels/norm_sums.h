@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "executor/kernels/rms_norm.h"
@@ -9,12 +10,17 @@
 // What the kernels of norms share. Internal to executor/kernels.
 namespace meshwright::kernels {
 
-// gamma_offset + gamma.
-template <class Real>
+// gamma_offset + gamma, not rounded.
+template <class T>
 class Gains {
  public:
-  Gains(const NormWeights<Real>& weights, std::int64_t width) : data_(weights.gamma) {
-    if (weights.gamma_offset == 0) return;
+  using Real = Arithmetic<T>;
+
+  Gains(const NormWeights<T>& weights, std::int64_t width) {
+    if constexpr (std::is_same_v<T, Real>) {
+      data_ = weights.gamma;
+      if (weights.gamma_offset == 0) return;
+    }
     shifted_.assign(weights.gamma, weights.gamma + width);
     for (Real& g : shifted_) g += static_cast<Real>(weights.gamma_offset);
     data_ = shifted_.data();
@@ -24,14 +30,16 @@ class Gains {
   const Real* data() const { return data_; }
 
  private:
-  const Real* data_;
+  const Real* data_ = nullptr;
   std::vector<Real> shifted_;
 };
 
 // Sums over rows of the gradients of gamma and beta, in blocks.
-template <class Real>
+template <class T>
 class ParameterSums {
  public:
+  using Real = Arithmetic<T>;
+
   explicit ParameterSums(std::int64_t width)
       : width_(width),
         totals_(static_cast<std::size_t>(2 * width), 0.0),
@@ -45,7 +53,7 @@ class ParameterSums {
     add_block(width_, gamma(), totals_.data());
     add_block(width_, beta(), totals_.data() + width_);
   }
-  void store(const NormGradients<Real>& gradients) const {
+  void store(const NormGradients<T>& gradients) const {
     store_sums(width_, totals_.data(), gradients.accumulate_parameters, gradients.dgamma);
     if (gradients.dbeta) store_sums(width_, totals_.data() + width_, gradients.accumulate_parameters, gradients.dbeta);
   }

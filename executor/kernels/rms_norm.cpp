@@ -8,8 +8,8 @@
 namespace meshwright::kernels {
 namespace {
 
-template <class Real>
-void apply_row(std::int64_t width, const Real* in, Real scale, const Real* gain, const Real* beta, Real* out) {
+template <class T, class Gain>
+void apply_row(std::int64_t width, const T* in, Arithmetic<T> scale, const Gain* gain, const T* beta, T* out) {
   if (beta) {
     for (std::int64_t c = 0; c < width; ++c) out[c] = in[c] * scale * gain[c] + beta[c];
   } else {
@@ -19,37 +19,39 @@ void apply_row(std::int64_t width, const Real* in, Real scale, const Real* gain,
 
 }  // namespace
 
-template <class Real>
-void rms_norm(std::int64_t rows, std::int64_t width, const Real* x, const NormWeights<Real>& weights, double epsilon,
-              Real* y, Real* rstd) {
-  const Gains<Real> gains(weights, width);
+template <class T>
+void rms_norm(std::int64_t rows, std::int64_t width, const T* x, const NormWeights<T>& weights, double epsilon, T* y,
+              Arithmetic<T>* rstd) {
+  using Real = Arithmetic<T>;
+  const Gains<T> gains(weights, width);
   for (std::int64_t r = 0; r < rows; ++r) {
-    const Real* in = x + r * width;
+    const T* in = x + r * width;
     rstd[r] = Real(1) / std::sqrt(dot(width, in, in) / Real(width) + Real(epsilon));
     apply_row(width, in, rstd[r], gains.data(), weights.beta, y + r * width);
   }
 }
 
-template <class Real>
-void rms_norm_apply(std::int64_t rows, std::int64_t width, const Real* x, const Real* rstd,
-                    const NormWeights<Real>& weights, Real* y) {
-  const Gains<Real> gains(weights, width);
+template <class T>
+void rms_norm_apply(std::int64_t rows, std::int64_t width, const T* x, const Arithmetic<T>* rstd,
+                    const NormWeights<T>& weights, T* y) {
+  const Gains<T> gains(weights, width);
   for (std::int64_t r = 0; r < rows; ++r)
     apply_row(width, x + r * width, rstd[r], gains.data(), weights.beta, y + r * width);
 }
 
-template <class Real>
-void rms_norm_backward(std::int64_t rows, std::int64_t width, const Real* x, const Real* rstd,
-                       const NormWeights<Real>& weights, const Real* dy, const NormGradients<Real>& gradients) {
-  const Gains<Real> gains(weights, width);
+template <class T>
+void rms_norm_backward(std::int64_t rows, std::int64_t width, const T* x, const Arithmetic<T>* rstd,
+                       const NormWeights<T>& weights, const T* dy, const NormGradients<T>& gradients) {
+  using Real = Arithmetic<T>;
+  const Gains<T> gains(weights, width);
   const Real* gain = gains.data();
-  ParameterSums<Real> sums(width);
+  ParameterSums<T> sums(width);
   Real* gamma_sums = sums.gamma();
   Real* beta_sums = sums.beta();
   for (std::int64_t r = 0; r < rows; ++r) {
-    const Real* in = x + r * width;
-    const Real* d = dy + r * width;
-    Real* dx = gradients.dx + r * width;
+    const T* in = x + r * width;
+    const T* d = dy + r * width;
+    T* dx = gradients.dx + r * width;
     const Real scale = rstd[r];
     for (std::int64_t c = 0; c < width; ++c) {
       gamma_sums[c] += d[c] * in[c] * scale;
@@ -67,18 +69,20 @@ void rms_norm_backward(std::int64_t rows, std::int64_t width, const Real* x, con
   sums.store(gradients);
 }
 
-template <class Real>
-void row_mean_square(std::int64_t rows, std::int64_t width, const Real* x, std::int64_t whole_width, Real* out) {
+template <class T>
+void row_mean_square(std::int64_t rows, std::int64_t width, const T* x, std::int64_t whole_width, Arithmetic<T>* out) {
+  using Real = Arithmetic<T>;
   for (std::int64_t r = 0; r < rows; ++r) out[r] = dot(width, x + r * width, x + r * width) / Real(whole_width);
 }
 
-template <class Real>
-void row_mean_square_backward(std::int64_t rows, std::int64_t width, const Real* d, const Real* x,
-                              std::int64_t whole_width, bool accumulate, Real* dx) {
+template <class T>
+void row_mean_square_backward(std::int64_t rows, std::int64_t width, const Arithmetic<T>* d, const T* x,
+                              std::int64_t whole_width, bool accumulate, T* dx) {
+  using Real = Arithmetic<T>;
   for (std::int64_t r = 0; r < rows; ++r) {
     const Real factor = Real(2) * d[r] / Real(whole_width);
-    const Real* in = x + r * width;
-    Real* out = dx + r * width;
+    const T* in = x + r * width;
+    T* out = dx + r * width;
     if (accumulate) {
       for (std::int64_t c = 0; c < width; ++c) out[c] += factor * in[c];
     } else {
@@ -87,24 +91,26 @@ void row_mean_square_backward(std::int64_t rows, std::int64_t width, const Real*
   }
 }
 
-template <class Real>
-void rms_scale(std::int64_t rows, std::int64_t width, const Real* x, const Real* mean_square, const Real* gamma,
-               double epsilon, Real* y) {
+template <class T>
+void rms_scale(std::int64_t rows, std::int64_t width, const T* x, const Arithmetic<T>* mean_square, const T* gamma,
+               double epsilon, T* y) {
+  using Real = Arithmetic<T>;
   for (std::int64_t r = 0; r < rows; ++r)
-    apply_row<Real>(width, x + r * width, Real(1) / std::sqrt(mean_square[r] + Real(epsilon)), gamma, nullptr,
-                    y + r * width);
+    apply_row<T>(width, x + r * width, Real(1) / std::sqrt(mean_square[r] + Real(epsilon)), gamma, nullptr,
+                 y + r * width);
 }
 
-template <class Real>
-void rms_scale_backward(std::int64_t rows, std::int64_t width, const Real* x, const Real* mean_square,
-                        const Real* gamma, double epsilon, const Real* dy, const NormGradients<Real>& gradients,
-                        Real* dmean_square) {
-  ParameterSums<Real> sums(width);
+template <class T>
+void rms_scale_backward(std::int64_t rows, std::int64_t width, const T* x, const Arithmetic<T>* mean_square,
+                        const T* gamma, double epsilon, const T* dy, const NormGradients<T>& gradients,
+                        Arithmetic<T>* dmean_square) {
+  using Real = Arithmetic<T>;
+  ParameterSums<T> sums(width);
   Real* gamma_sums = sums.gamma();
   for (std::int64_t r = 0; r < rows; ++r) {
-    const Real* in = x + r * width;
-    const Real* d = dy + r * width;
-    Real* dx = gradients.dx + r * width;
+    const T* in = x + r * width;
+    const T* d = dy + r * width;
+    T* dx = gradients.dx + r * width;
     const Real scale = Real(1) / std::sqrt(mean_square[r] + Real(epsilon));
     for (std::int64_t c = 0; c < width; ++c) gamma_sums[c] += d[c] * in[c] * scale;
     sums.row_done(r, rows);
@@ -118,19 +124,21 @@ void rms_scale_backward(std::int64_t rows, std::int64_t width, const Real* x, co
   sums.store(gradients);
 }
 
-#define MESHWRIGHT_INSTANTIATE(Real)                                                                                   \
-  template void rms_norm(std::int64_t, std::int64_t, const Real*, const NormWeights<Real>&, double, Real*, Real*);     \
-  template void rms_norm_apply(std::int64_t, std::int64_t, const Real*, const Real*, const NormWeights<Real>&, Real*); \
-  template void rms_norm_backward(std::int64_t, std::int64_t, const Real*, const Real*, const NormWeights<Real>&,      \
-                                  const Real*, const NormGradients<Real>&);                                            \
-  template void row_mean_square(std::int64_t, std::int64_t, const Real*, std::int64_t, Real*);                         \
-  template void row_mean_square_backward(std::int64_t, std::int64_t, const Real*, const Real*, std::int64_t, bool,     \
-                                         Real*);                                                                       \
-  template void rms_scale(std::int64_t, std::int64_t, const Real*, const Real*, const Real*, double, Real*);           \
-  template void rms_scale_backward(std::int64_t, std::int64_t, const Real*, const Real*, const Real*, double,          \
-                                   const Real*, const NormGradients<Real>&, Real*);
+#define MESHWRIGHT_INSTANTIATE(T)                                                                                     \
+  template void rms_norm<T>(std::int64_t, std::int64_t, const T*, const NormWeights<T>&, double, T*, Arithmetic<T>*); \
+  template void rms_norm_apply<T>(std::int64_t, std::int64_t, const T*, const Arithmetic<T>*, const NormWeights<T>&,  \
+                                  T*);                                                                                \
+  template void rms_norm_backward<T>(std::int64_t, std::int64_t, const T*, const Arithmetic<T>*,                      \
+                                     const NormWeights<T>&, const T*, const NormGradients<T>&);                       \
+  template void row_mean_square<T>(std::int64_t, std::int64_t, const T*, std::int64_t, Arithmetic<T>*);               \
+  template void row_mean_square_backward<T>(std::int64_t, std::int64_t, const Arithmetic<T>*, const T*, std::int64_t, \
+                                            bool, T*);                                                                \
+  template void rms_scale<T>(std::int64_t, std::int64_t, const T*, const Arithmetic<T>*, const T*, double, T*);       \
+  template void rms_scale_backward<T>(std::int64_t, std::int64_t, const T*, const Arithmetic<T>*, const T*, double,   \
+                                      const T*, const NormGradients<T>&, Arithmetic<T>*);
 MESHWRIGHT_INSTANTIATE(float)
 MESHWRIGHT_INSTANTIATE(double)
+MESHWRIGHT_INSTANTIATE(Bf16)
 #undef MESHWRIGHT_INSTANTIATE
 
 }  // namespace meshwright::kernels

@@ -25,8 +25,8 @@ RopeTable<Real>::RopeTable(const RopeSpec& spec, std::int64_t width, std::int64_
 
 namespace {
 
-template <class Real>
-void rotate_adjacent(std::int64_t pairs, const Real* cosines, const Real* sines, Real sign, Real* x) {
+template <class T, class Real>
+void rotate_adjacent(std::int64_t pairs, const Real* cosines, const Real* sines, Real sign, T* x) {
   for (std::int64_t i = 0; i < pairs; ++i) {
     const Real even = x[2 * i], odd = x[2 * i + 1], sine = sign * sines[i];
     x[2 * i] = even * cosines[i] - odd * sine;
@@ -34,9 +34,9 @@ void rotate_adjacent(std::int64_t pairs, const Real* cosines, const Real* sines,
   }
 }
 
-template <class Real>
+template <class T, class Real>
 void rotate_halves(std::int64_t pairs, const Real* __restrict cosines, const Real* __restrict sines, Real sign,
-                   Real* __restrict low, Real* __restrict high) {
+                   T* __restrict low, T* __restrict high) {
   for (std::int64_t i = 0; i < pairs; ++i) {
     const Real a = low[i], b = high[i], sine = sign * sines[i];
     low[i] = a * cosines[i] - b * sine;
@@ -46,8 +46,9 @@ void rotate_halves(std::int64_t pairs, const Real* __restrict cosines, const Rea
 
 }  // namespace
 
-template <class Real>
-void rope(const RopeTable<Real>& table, const RopeRows& rows, bool inverse, Real* x) {
+template <class T>
+void rope(const RopeTable<Arithmetic<T>>& table, const RopeRows& rows, bool inverse, T* x) {
+  using Real = Arithmetic<T>;
   const std::int64_t pairs = table.width() / 2;
   check(rows.position_offset >= 0 && rows.position_offset + rows.tokens <= table.positions(),
         "rope: {} positions from {} in a table of {}", rows.tokens, rows.position_offset, table.positions());
@@ -59,7 +60,7 @@ void rope(const RopeTable<Real>& table, const RopeRows& rows, bool inverse, Real
     const Real* cosines = table.cosines(rows.position_offset + t + 1);
     const Real* sines = table.sines(rows.position_offset + t + 1);
     for (std::int64_t b = 0; b < rows.sequences; ++b) {
-      Real* head = x + (t * rows.sequences + b) * rows.ld;
+      T* head = x + (t * rows.sequences + b) * rows.ld;
       for (std::int64_t h = 0; h < rows.heads; ++h, head += rows.head_width) {
         if (halves)
           rotate_halves(pairs, cosines, sines, sign, head, head + pairs);
@@ -72,7 +73,8 @@ void rope(const RopeTable<Real>& table, const RopeRows& rows, bool inverse, Real
 
 template class RopeTable<float>;
 template class RopeTable<double>;
-template void rope(const RopeTable<float>&, const RopeRows&, bool, float*);
-template void rope(const RopeTable<double>&, const RopeRows&, bool, double*);
+template void rope<float>(const RopeTable<float>&, const RopeRows&, bool, float*);
+template void rope<double>(const RopeTable<double>&, const RopeRows&, bool, double*);
+template void rope<Bf16>(const RopeTable<float>&, const RopeRows&, bool, Bf16*);
 
 }  // namespace meshwright::kernels

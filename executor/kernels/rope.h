@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "executor/kernels/bf16.h"
 #include "model/program/rope.h"
 
 namespace meshwright::kernels {
@@ -42,7 +43,7 @@ struct RopeRows {
 
 // In place, of the channels (a, b) of a pair: y[a] = x[a] cos - x[b] sin,  y[b] = x[b] cos + x[a] sin.
 // `inverse`: the transpose, which is the backward pass, and rotates back where attention_factor is 1.
-template <class Real>
-void rope(const RopeTable<Real>& table, const RopeRows& rows, bool inverse, Real* x);
+template <class T>
+void rope(const RopeTable<Arithmetic<T>>& table, const RopeRows& rows, bool inverse, T* x);
 
 }  // namespace meshwright::kernels

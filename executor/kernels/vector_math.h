@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "executor/kernels/bf16.h"
+
 // Building blocks of the kernels' inner loops. Internal to executor/kernels: not for headers that other code
 // includes, because only the kernels are compiled for the vector units of this machine.
 namespace meshwright::kernels {
@@ -58,6 +60,14 @@ template <class Real>
 [[gnu::always_inline]] inline void load(const Real* x, typename Lanes<Real>::Vector& v) {
   std::memcpy(&v, x, sizeof(v));
 }
+[[gnu::always_inline]] inline void load(const Bf16* x, Lanes<float>::Vector& v) {
+  typedef std::uint16_t Half __attribute__((vector_size(32)));
+  typedef std::uint32_t Words __attribute__((vector_size(64)));
+  Half half;
+  std::memcpy(&half, x, sizeof(half));
+  const Words words = __builtin_convertvector(half, Words) << 16;
+  std::memcpy(&v, &words, sizeof(v));
+}
 
 // Sum over i < n of product(i), where product(first, v) sets v to the products of a full vector and
 // product_at(i) is one. Four independent accumulators hide the latency of the additions.
@@ -82,16 +92,18 @@ template <class Real, class Product, class ProductAt>
 }
 
 // Sum over i < n of x[i].
-template <class Real>
-inline Real sum(std::int64_t n, const Real* x) {
+template <class T>
+inline Arithmetic<T> sum(std::int64_t n, const T* x) {
+  using Real = Arithmetic<T>;
   using Vector = typename Lanes<Real>::Vector;
   return sum_in_lanes<Real>(
-      n, [=](std::int64_t i, Vector& v) { load(x + i, v); }, [=](std::int64_t i) { return x[i]; });
+      n, [=](std::int64_t i, Vector& v) { load(x + i, v); }, [=](std::int64_t i) { return Real(x[i]); });
 }
 
 // Sum over i < n of x[i] * y[i].
-template <class Real>
-inline Real dot(std::int64_t n, const Real* x, const Real* y) {
+template <class X, class Y>
+inline Arithmetic<X> dot(std::int64_t n, const X* x, const Y* y) {
+  using Real = Arithmetic<X>;
   using Vector = typename Lanes<Real>::Vector;
   return sum_in_lanes<Real>(
       n,
@@ -104,8 +116,9 @@ inline Real dot(std::int64_t n, const Real* x, const Real* y) {
 }
 
 // Sum over i < n of x[i] * y[i] * z[i].
-template <class Real>
-inline Real dot(std::int64_t n, const Real* x, const Real* y, const Real* z) {
+template <class X, class Y, class Z>
+inline Arithmetic<X> dot(std::int64_t n, const X* x, const Y* y, const Z* z) {
+  using Real = Arithmetic<X>;
   using Vector = typename Lanes<Real>::Vector;
   return sum_in_lanes<Real>(
       n,
@@ -118,8 +131,9 @@ inline Real dot(std::int64_t n, const Real* x, const Real* y, const Real* z) {
 }
 
 // Largest of x[0..n), n >= 1. NaNs may be passed over: whoever exponentiates x - max meets them again.
-template <class Real>
-inline Real largest(std::int64_t n, const Real* x) {
+template <class T>
+inline Arithmetic<T> largest(std::int64_t n, const T* x) {
+  using Real = Arithmetic<T>;
   using Vector = typename Lanes<Real>::Vector;
   constexpr std::int64_t kWidth = Lanes<Real>::kWidth;
   Real best = x[0];
@@ -133,7 +147,10 @@ inline Real largest(std::int64_t n, const Real* x) {
     }
     for (std::int64_t l = 0; l < kWidth; ++l) best = m[l] > best ? m[l] : best;
   }
-  for (; i < n; ++i) best = x[i] > best ? x[i] : best;
+  for (; i < n; ++i) {
+    const Real v = x[i];
+    best = v > best ? v : best;
+  }
   return best;
 }
 

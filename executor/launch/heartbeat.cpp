@@ -74,12 +74,13 @@ std::string op_text(const Doing& d) {
 }
 bool communicates(const Doing& d) {
   const std::string_view kind = kind_name(d.op);
-  return d.activity == Activity::kEndOfStep ||
+  return d.activity == Activity::kBeginOfStep || d.activity == Activity::kEndOfStep ||
          (d.activity == Activity::kOperation &&
           (kind == Collective::kName || kind == Send::kName || kind == Recv::kName));
 }
 bool in_a_step(Activity a) {
-  return a == Activity::kReadingData || a == Activity::kOperation || a == Activity::kEndOfStep;
+  return a == Activity::kReadingData || a == Activity::kBeginOfStep || a == Activity::kOperation ||
+         a == Activity::kEndOfStep;
 }
 
 RankBeat unseen;
@@ -233,6 +234,8 @@ std::string HeartbeatPage::doing(int r) const {
       return "preparing";
     case Activity::kReadingData:
       return fmt::format("step {}: reading its tokens", step);
+    case Activity::kBeginOfStep:
+      return fmt::format("step {}: its begin, for which all ranks wait", step);
     case Activity::kOperation: {
       Slot slot;
       slot.action = d.action;

@@ -18,7 +18,16 @@ namespace meshwright {
 
 // What a rank is at. While it prepares, reports or ends it may take as long as it likes (a text is tokenized, a terminal
 // is held); in a step, something must be finished from time to time.
-enum class Activity : std::uint8_t { kStarting, kPreparing, kReadingData, kOperation, kEndOfStep, kReporting, kEnding };
+enum class Activity : std::uint8_t {
+  kStarting,
+  kPreparing,
+  kReadingData,
+  kBeginOfStep,
+  kOperation,
+  kEndOfStep,
+  kReporting,
+  kEnding
+};
 
 // One rank's part of the page. Written by that rank alone, read by all.
 struct alignas(64) RankBeat {

@@ -295,10 +295,8 @@ class ConfigReader {
     auto note = [&](std::string_view path, std::string_view value, std::string_view text) {
       config_.notes.push_back(fmt::format("{} = {}: {}", path, Json(std::string(value)).dump(), text));
     };
-    if (config_.model_dtype != "float32") {
-      note("model_config.model_dtype", config_.model_dtype,
-           "trains in f32 for now; simulated devices compute in this type");
-    }
+    if (config_.model_dtype == "float16")
+      note("model_config.model_dtype", config_.model_dtype, "simulated devices compute in it; a run can't");
     note("data_config.bucket_name", config_.data.bucket_name,
          "no bucket is opened; --data FILE gives the text or tokens");
     for (auto [path, value] :

@@ -187,9 +187,8 @@ TrainingConfig read_model_file(const JsonDocument& document) {
   if (!faults.empty()) throw InputError(std::move(faults));
   config.model.name = config.name;
   config.alpha = config.model.balance_weight;
-  if (config.model_dtype != "float32")
-    config.notes.push_back(fmt::format("dtype = \"{}\": trains in f32 for now; simulated devices compute in this type",
-                                       config.model_dtype));
+  if (config.model_dtype == "float16")
+    config.notes.push_back("dtype = \"float16\": simulated devices compute in it; a run can't");
   config.train_batch_size = config.sequences;
 
   const Json resolved{{"name", config.name},

@@ -16,11 +16,13 @@ namespace meshwright {
 
 // What a step trains on, whatever the plan.
 struct TrainingShape {
-  std::int64_t sequences = 0;   // of a step, over all dp shards
-  std::int64_t tokens = 0;      // of a sequence
-  DType compute = DType::kF32;  // of activations and of the weights that products read
-  bool train = true;            // false: no dropout, and experts take every token
-  AdamSpec adam{};              // of the optimizer's step
+  std::int64_t sequences = 0;                           // of a step, over all dp shards
+  std::int64_t tokens = 0;                              // of a sequence
+  DType compute = DType::kF32;                          // of activations and of the weights that products read
+  bool train = true;                                    // false: no dropout, and experts take every token
+  std::int64_t attention_block = 128;                   // rows of a block of scores
+  std::int64_t logit_elements = std::int64_t{1} << 26;  // of one chunk of logits, at most; 16 rows at least
+  AdamSpec adam{};                                      // of the optimizer's step
 
   bool operator==(const TrainingShape&) const = default;
 };

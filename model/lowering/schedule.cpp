@@ -17,8 +17,4 @@ std::vector<StageAction> stage_actions(Schedule schedule, int stage, int stages,
   return actions;
 }
 
-int microbatches_in_flight(Schedule schedule, int stage, int stages, int microbatches) {
-  return schedule == Schedule::kGPipe ? microbatches : std::min(microbatches, stages - stage);
-}
-
 }  // namespace meshwright

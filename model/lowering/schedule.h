@@ -18,8 +18,4 @@ struct StageAction {
 // Backwards come in the order of the forwards.
 std::vector<StageAction> stage_actions(Schedule schedule, int stage, int stages, int microbatches);
 
-// The largest number of microbatches of which a stage has run the forward and not yet finished the backward:
-// m for GPipe, min(m, p-s) for 1F1B.
-int microbatches_in_flight(Schedule schedule, int stage, int stages, int microbatches);
-
 }  // namespace meshwright

@@ -1,10 +1,13 @@
 #include "model/lowering/stage_writer.h"
 
 #include <algorithm>
+#include <array>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <utility>
 
+#include "model/lowering/lifetimes.h"
 #include "model/lowering/placement.h"
 #include "model/lowering/schedule.h"
 
@@ -14,15 +17,22 @@ namespace {
 class StageWriter {
  public:
   StageWriter(StepPieces& pieces, int stage, int first_layer, int layers)
-      : p_(pieces), set_(pieces.set), mesh_(pieces.plan.mesh), stage_(stage), first_(first_layer), layers_(layers) {
+      : p_(pieces),
+        set_(pieces.set),
+        mesh_(pieces.plan.mesh),
+        stage_(stage),
+        first_(first_layer),
+        layers_(layers),
+        x_bytes_(align_up(pieces.own_rows() * pieces.width * size_of(pieces.set.compute))) {
     program_.stage = stage;
     program_.first_layer = first_layer;
     program_.layers = layers;
   }
 
   void write() {
+    write_schedule();
     lay_out_state();
-    lay_out_activations();
+    lay_out_entries();
     write_chunks();
     write_slots();
     // The workspace lies last: its high-water mark is the arena's.
@@ -30,6 +40,7 @@ class StageWriter {
     for (const Chunk& chunk : program_.chunks)
       for (const Call& call : chunk.calls) workspace = std::max(workspace, set_.pieces[call.piece].workspace_bytes);
     const std::int64_t at = region("workspace", MemoryClass::kWorkspace, workspace);
+    program_.arena_bytes = at + workspace;
     for (Chunk& chunk : program_.chunks)
       for (Call& call : chunk.calls) call.base[static_cast<int>(Frame::kWorkspace)] = at;
     set_.stages.push_back(std::move(program_));
@@ -37,6 +48,11 @@ class StageWriter {
   }
 
  private:
+  // Slots of one microbatch's forward or backward; -1: there is none.
+  struct Uses {
+    int microbatch = 0, recv = -1, compute = -1, send = -1;
+  };
+
   bool first() const { return stage_ == 0; }
   bool last() const { return stage_ == mesh_.pp - 1; }
 
@@ -60,15 +76,12 @@ class StageWriter {
     const int fsdp = p_.plan.fsdp;
     const std::int64_t state = size_of(set_.state), compute = size_of(set_.compute);
     const bool low = p_.low_precision();
-    std::int64_t whole = 0, shard = 0, outside = 0, largest_layer = 0;
+    std::int64_t whole = 0, shard = 0, outside = 0;
     for (const int b : blocks()) {
       const Block& block = set_.blocks[b];
       whole += block.padded;
       shard += p_.shard_elements(block);
-      if (block.layer < 0)
-        outside += block.padded;
-      else
-        largest_layer = std::max(largest_layer, block.padded);
+      if (block.layer < 0) outside += block.padded;
     }
     // Which frames share memory: without sharding and casting, weights are master weights; a shard of master weights is
     // what is gathered unless products read a narrower type.
@@ -85,15 +98,10 @@ class StageWriter {
     const std::int64_t grads = region("gradients", MemoryClass::kGradients, (fsdp >= 2 ? outside : whole) * state);
     const std::int64_t grad_shards =
         fsdp >= 1 ? region("gradient shards", MemoryClass::kGradients, shard * state) : grads;
-    if (fsdp == 3) {
-      program_.weights_ring_stride = align_up(largest_layer * compute);
-      weights_ring_ = region("gathered weights", MemoryClass::kBuffers, 2 * program_.weights_ring_stride);
-    }
-    if (fsdp >= 2) {
-      program_.grads_ring_stride = align_up(largest_layer * state);
-      grads_ring_ = region("unreduced gradients", MemoryClass::kBuffers, 2 * program_.grads_ring_stride);
-    }
+    if (fsdp == 3) weights_ring_ = make_ring("gathered weights", set_.compute, true);
+    if (fsdp >= 2) grads_ring_ = make_ring("unreduced gradients", set_.state, false);
 
+    state_of_block_.resize(set_.blocks.size());
     std::int64_t w = 0, s = 0, o = 0;  // elements so far: whole, shards, outside the layers
     for (const int b : blocks()) {
       const Block& block = set_.blocks[b];
@@ -107,6 +115,7 @@ class StageWriter {
       st.grad_shard = fsdp >= 1 ? grad_shards + s * state : st.grads;
       st.moment1 = m + s * state;
       st.moment2 = v + s * state;
+      state_of_block_[static_cast<std::size_t>(b)] = states_.size();
       states_.push_back(st);
       w += block.padded;
       s += p_.shard_elements(block);
@@ -118,39 +127,118 @@ class StageWriter {
     comm_scratch_ = region("receive buffers", MemoryClass::kBuffers, p_.comm_scratch_bytes);
   }
 
-  void lay_out_activations() {
-    const std::int64_t x = align_up(p_.own_rows() * p_.width * size_of(set_.compute));
+  // The slots of the schedule, and the lifetimes of what they use. Nothing here knows one schedule from another.
+  void write_schedule() {
     const int m = set_.step.microbatches;
-    const int in_flight = microbatches_in_flight(p_.plan.schedule, stage_, mesh_.pp, m);
+    const auto emit = [&](Action action, int microbatch) {
+      program_.slots.push_back({.action = action, .microbatch = microbatch});
+      return static_cast<int>(program_.slots.size()) - 1;
+    };
+    constexpr std::size_t kSlotsOfPass = 3, kSlotsAround = 5;
+    program_.slots.reserve(2 * kSlotsOfPass * static_cast<std::size_t>(m) + kSlotsAround);
+    forwards_.reserve(static_cast<std::size_t>(m));
+    backwards_.reserve(static_cast<std::size_t>(m));
+    emit(Action::kBegin, -1);
+    for (const StageAction& a : stage_actions(p_.plan.schedule, stage_, mesh_.pp, m)) {
+      Uses u{.microbatch = a.microbatch};
+      if (a.forward ? !first() : !last())
+        u.recv = emit(a.forward ? Action::kRecvForward : Action::kRecvBackward, a.microbatch);
+      u.compute = emit(a.forward ? Action::kForward : Action::kBackward, a.microbatch);
+      if (a.forward ? !last() : !first())
+        u.send = emit(a.forward ? Action::kSendForward : Action::kSendBackward, a.microbatch);
+      (a.forward ? forwards_ : backwards_).push_back(u);
+    }
+  }
+
+  // A ring of two for parameters or gradients of layers. The first buffer of each layer begins where the ring does, the second
+  // `turn` bytes behind it: right behind the first buffers of the layers that come before or after it in the schedule.
+  struct Ring {
+    std::int64_t offset = 0, bytes = 0;
+    std::vector<std::int64_t> size, turn;  // by layer of the stage
+  };
+  Ring make_ring(std::string name, DType dtype, bool forwards_too) {
+    Ring ring;
+    for (int i = 0; i < layers_; ++i) ring.size.push_back(align_up(set_.blocks[first_ + i].padded * size_of(dtype)));
+    ring.turn.resize(ring.size.size());
+    const auto neighbours = [&](int a, int b) {
+      ring.turn[a] = std::max(ring.turn[a], ring.size[b]);
+      ring.turn[b] = std::max(ring.turn[b], ring.size[a]);
+    };
+    for (int i = 0; i + 1 < layers_; ++i) neighbours(i, i + 1);
+    std::optional<int> before;  // the layer that the last pass over the layers ended with
+    for (const Slot& slot : program_.slots) {
+      const bool forward = slot.action == Action::kForward;
+      if (!(forward ? forwards_too : slot.action == Action::kBackward)) continue;
+      if (before) neighbours(*before, forward ? 0 : layers_ - 1);
+      before = forward ? layers_ - 1 : 0;
+    }
+    for (int i = 0; i < layers_; ++i) ring.bytes = std::max(ring.bytes, ring.turn[i] + ring.size[i]);
+    ring.offset = region(std::move(name), MemoryClass::kBuffers, ring.bytes);
+    return ring;
+  }
+
+  // An entry for every microbatch behind `anchor`, where things of `stride` bytes with these lifetimes lie; those of the
+  // k-th forward or backward.
+  void lay_out(Anchor anchor, std::string name, MemoryClass memory_class, std::int64_t stride,
+               const std::vector<Uses>& uses, std::vector<Lifetime> lifetimes) {
+    const std::int64_t at = region(std::move(name), memory_class, stride * place_entries(lifetimes));
+    for (std::size_t k = 0; k < uses.size(); ++k) {
+      const std::int64_t offset = at + lifetimes[k].entry * stride;
+      anchors_[static_cast<std::size_t>(uses[k].microbatch)][static_cast<int>(anchor)] = offset;
+      if (lives_throughout(memory_class) || stride == 0) continue;
+      const bool received = anchor == Anchor::kInbox || anchor == Anchor::kGradientFlow;
+      if (received && lifetimes[k].first < uses[k].recv)
+        program_.begins.push_back(
+            {lifetimes[k].first, uses[k].microbatch, anchor, offset, p_.own_rows() * p_.width * size_of(set_.compute)});
+      program_.ends.push_back({lifetimes[k].last, uses[k].microbatch, anchor, offset, stride});
+    }
+  }
+
+  // Entries of microbatches. A lifetime goes from the first write to the last use, and on over what may be under way: what is
+  // received may arrive while the slot before of its kind computes (a forward before a forward), and what is sent leave
+  // while the next one does; what is received and sent again has the one in front of it and not, too, the one behind.
+  void lay_out_entries() {
+    const auto m = static_cast<std::size_t>(set_.step.microbatches);
+    const std::int64_t x = x_bytes_;
+    anchors_.resize(m);
+    std::vector<int> backward_of(m);  // slot
+    for (const Uses& u : backwards_) backward_of[static_cast<std::size_t>(u.microbatch)] = u.compute;
     // A microbatch's stash: for every layer what it saves and, but for the first, its input; then the head's input.
-    std::int64_t at = 0;
+    std::int64_t stash = 0;
     for (int i = 0; i < layers_; ++i) {
-      if (i > 0) {
-        layer_input_.push_back(at);
-        at += x;
-      } else {
-        layer_input_.push_back(0);  // in the inbox
-      }
-      layer_stash_.push_back(at);
-      at += p_.of_block(first_ + i).stash;
+      layer_input_.push_back(i > 0 ? stash : 0);  // the first's is in the inbox
+      if (i > 0) stash += x;
+      layer_stash_.push_back(stash);
+      stash += p_.of_block(first_ + i).stash;
     }
     if (last()) {
-      head_input_ = at;
-      at += x;
+      head_input_ = stash;
+      stash += x;
     }
-    stash_stride_ = at;
-    stashes_ = in_flight;
-    stash_ = region("stash", MemoryClass::kActivations, stash_stride_ * stashes_);
-    // The first layer's input: one more than in flight where it is received, so that it can arrive early.
-    inboxes_ = in_flight + (first() || in_flight == m ? 0 : 1);
-    inbox_ = region("stage inputs", MemoryClass::kActivations, x * inboxes_);
-    outboxes_ = last() ? 0 : std::min(2, m);
-    outbox_ = region("stage outputs", MemoryClass::kBuffers, x * outboxes_);
-    flows_ = mesh_.pp > 1 ? std::min(2, m) : 1;
-    flow_ = region("gradient of the residual stream", MemoryClass::kBuffers, x * flows_);
-    x_bytes_ = x;
-    tokens_stride_ = 2 * align_up(p_.own_rows() * size_of(DType::kI32));
-    tokens_ = first() || last() ? region("tokens", MemoryClass::kData, tokens_stride_ * m) : program_.arena_bytes;
+    std::vector<Lifetime> stashes(m), inputs(m), outputs(m), flows(m), tokens(m);
+    for (std::size_t k = 0; k < m; ++k) {
+      const Uses &f = forwards_[k], &b = backwards_[k];
+      const int end = backward_of[static_cast<std::size_t>(f.microbatch)];
+      stashes[k] = {f.compute, end};
+      inputs[k] = {f.recv < 0 ? f.compute : k > 0 ? forwards_[k - 1].compute : f.recv, end};
+      outputs[k] = {f.compute, k + 1 < m ? forwards_[k + 1].compute : f.send};
+      flows[k].first = b.recv < 0 ? b.compute : k > 0 ? backwards_[k - 1].compute : b.recv;
+      flows[k].last = b.send < 0   ? b.compute
+                      : k + 1 == m ? b.send
+                      : b.recv < 0 ? backwards_[k + 1].compute
+                                   : backwards_[k + 1].compute - 1;
+      tokens[k] = {0, end};
+    }
+    lay_out(Anchor::kStash, "stash", MemoryClass::kActivations, stash, forwards_, std::move(stashes));
+    lay_out(Anchor::kInbox, "stage inputs", MemoryClass::kActivations, x, forwards_, std::move(inputs));
+    if (!last()) lay_out(Anchor::kOutbox, "stage outputs", MemoryClass::kBuffers, x, forwards_, std::move(outputs));
+    lay_out(Anchor::kGradientFlow, "gradient of the residual stream", MemoryClass::kBuffers, x, backwards_,
+            std::move(flows));
+    std::ranges::stable_sort(program_.begins, {}, &EntryEdge::slot);
+    std::ranges::stable_sort(program_.ends, {}, &EntryEdge::slot);
+    if (first() || last())
+      lay_out(Anchor::kTokens, "tokens", MemoryClass::kData, 2 * align_up(p_.own_rows() * size_of(DType::kI32)),
+              forwards_, std::move(tokens));
   }
 
   static void set(Call& call, Frame frame, std::int64_t base, Anchor anchor = Anchor::kFixed) {
@@ -166,13 +254,14 @@ class StageWriter {
     set(c, Frame::kTokens, 0, Anchor::kTokens);
     set(c, Frame::kD, 0, Anchor::kGradientFlow);
     if (block < 0) return c;
-    const BlockState& st =
-        *std::find_if(states_.begin(), states_.end(), [&](const BlockState& s) { return s.block == block; });
+    const BlockState& st = states_[state_of_block_[static_cast<std::size_t>(block)]];
     c.layer = set_.blocks[block].layer;
     c.weights_ring = st.weights < 0;
     c.grads_ring = st.grads < 0;
-    set(c, Frame::kWeights, c.weights_ring ? weights_ring_ : st.weights);
-    set(c, Frame::kGrads, c.grads_ring ? grads_ring_ : st.grads);
+    set(c, Frame::kWeights, c.weights_ring ? weights_ring_.offset : st.weights);
+    set(c, Frame::kGrads, c.grads_ring ? grads_ring_.offset : st.grads);
+    if (c.weights_ring) c.weights_turn = weights_ring_.turn[block - first_];
+    if (c.grads_ring) c.grads_turn = grads_ring_.turn[block - first_];
     set(c, Frame::kWeightShard, st.weight_shard);
     set(c, Frame::kMaster, st.master);
     set(c, Frame::kGradShard, st.grad_shard);
@@ -181,14 +270,55 @@ class StageWriter {
     return c;
   }
 
-  int chunk(std::string name, std::vector<Call> calls) {
-    program_.chunks.push_back({std::move(name), std::move(calls)});
+  // A chunk while it is written, with the ends of what its calls use.
+  class Calls {
+   public:
+    explicit Calls(std::int64_t comm_scratch) : comm_scratch_(comm_scratch) {}
+    int add(const Call& call) {
+      calls.push_back(call);
+      return static_cast<int>(calls.size()) - 1;
+    }
+    // A call that computes: what is under way has time until it is over.
+    int compute(const Call& call) {
+      const int added = add(call);
+      settle();
+      return added;
+    }
+    // A call that communicates beside the next one that computes.
+    int reduce(const Call& call) {
+      const int added = add(call);
+      under_way_.push_back({0, added, Frame::kCommScratch, 0, comm_scratch_});
+      return added;
+    }
+    // Behind the last call; `later`: when it, too, is over.
+    void end(int of, Frame frame, std::int64_t bytes, bool later = false) {
+      if (later)
+        under_way_.push_back({0, of, frame, 0, bytes});
+      else if (bytes > 0)
+        ends.push_back({static_cast<int>(calls.size()) - 1, of, frame, 0, bytes});
+    }
+    void settle() {
+      for (const End& e : under_way_) end(e.of, e.frame, e.bytes);
+      under_way_.clear();
+    }
+    std::vector<Call> calls;
+    std::vector<End> ends;
+
+   private:
+    std::int64_t comm_scratch_;
+    std::vector<End> under_way_;
+  };
+  Calls calls() const { return Calls(p_.comm_scratch_bytes); }
+
+  int chunk(std::string name, Calls calls) {
+    calls.settle();
+    program_.chunks.push_back({std::move(name), std::move(calls.calls), std::move(calls.ends)});
     return static_cast<int>(program_.chunks.size()) - 1;
   }
 
-  Call layer_call(int piece, int i) const {
+  Call layer_call(int piece, int i, int turn) const {
     Call c = call(piece, first_ + i);
-    c.ring = static_cast<std::uint8_t>(i & 1);
+    c.ring = static_cast<std::uint8_t>(turn & 1);
     set(c, Frame::kStash, layer_stash_[i], Anchor::kStash);
     set(c, Frame::kX, i > 0 ? layer_input_[i] : 0, i > 0 ? Anchor::kStash : Anchor::kInbox);
     if (i + 1 < layers_)
@@ -200,60 +330,73 @@ class StageWriter {
     return c;
   }
 
-  std::vector<Call> forward_calls() const {
-    std::vector<Call> calls;
+  Calls forward_calls() const {
+    Calls calls = this->calls();
+    calls.calls.reserve(2 * static_cast<std::size_t>(layers_) + 1);
     if (first()) {
       Call embed = call(p_.embed, embedding_block(set_));
       set(embed, Frame::kXOut, 0, Anchor::kInbox);
-      calls.push_back(embed);
+      calls.compute(embed);
     }
+    const auto gather = [&](int i) {
+      if (i == layers_) return -1;
+      const int piece = p_.of_block(first_ + i).gather;
+      return piece >= 0 ? calls.add(layer_call(piece, i, i)) : -1;
+    };
+    int gathered = gather(0);
     for (int i = 0; i < layers_; ++i) {
-      const auto& kind = p_.of_block(first_ + i);
-      if (kind.gather >= 0) calls.push_back(layer_call(kind.gather, i));
-      calls.push_back(layer_call(kind.forward, i));
+      const int next = gather(i + 1);
+      calls.compute(layer_call(p_.of_block(first_ + i).forward, i, i));
+      if (gathered >= 0) calls.end(gathered, Frame::kWeights, weights_ring_.size[i]);
+      gathered = next;
     }
     return calls;
   }
 
-  std::vector<Call> backward_calls(bool last_microbatch) const {
-    std::vector<Call> calls;
+  Calls backward_calls(bool last_microbatch) const {
+    Calls calls = this->calls();
+    calls.calls.reserve(4 * static_cast<std::size_t>(layers_) + 4);
     const auto reduce_outside = [&](int block) {
       if (const int piece = p_.of_block(block).reduce_last; last_microbatch && piece >= 0)
-        calls.push_back(call(piece, block));
+        calls.reduce(call(piece, block));
     };
     if (last()) {
       Call head = call(p_.head, head_block(set_));
       set(head, Frame::kX, head_input_, Anchor::kStash);
-      calls.push_back(head);
+      calls.compute(head);
       if (mesh_.pp > 1) reduce_outside(head_block(set_));
     }
     // Layers in reverse. A layer's weights are gathered before the layer behind it runs, so that the gather does not queue
     // after that layer's reduction on the dp stream, which waits for its backward.
-    const auto add = [&](int i, int piece) {
-      if (i < 0 || piece < 0) return;
-      calls.push_back(layer_call(piece, i));
-      calls.back().ring = static_cast<std::uint8_t>((layers_ - 1 - i) & 1);
+    const auto gather = [&](int i) {
+      if (i < 0) return -1;
+      const int piece = p_.of_block(first_ + i).gather;
+      return piece >= 0 ? calls.add(layer_call(piece, i, layers_ - 1 - i)) : -1;
     };
-    const auto kind_of = [&](int i) -> const BlockPieces& { return p_.of_block(first_ + i); };
-    add(layers_ - 1, kind_of(layers_ - 1).gather);
+    int gathered = gather(layers_ - 1);
     for (int i = layers_ - 1; i >= 0; --i) {
-      if (i > 0) add(i - 1, kind_of(i - 1).gather);
-      add(i, kind_of(i).backward);
-      add(i, kind_of(i).reduce_each);
-      if (last_microbatch) add(i, kind_of(i).reduce_last);
+      const BlockPieces& kind = p_.of_block(first_ + i);
+      const int next = gather(i - 1);
+      const int backward = calls.compute(layer_call(kind.backward, i, layers_ - 1 - i));
+      if (gathered >= 0) calls.end(gathered, Frame::kWeights, weights_ring_.size[i]);
+      gathered = next;
+      if (kind.reduce_each >= 0) calls.reduce(layer_call(kind.reduce_each, i, layers_ - 1 - i));
+      if (last_microbatch && kind.reduce_last >= 0) calls.reduce(layer_call(kind.reduce_last, i, layers_ - 1 - i));
+      if (p_.plan.fsdp >= 2) calls.end(backward, Frame::kGrads, grads_ring_.size[i], true);
     }
     if (first()) {
-      calls.push_back(call(p_.embed_backward, embedding_block(set_)));
+      calls.compute(call(p_.embed_backward, embedding_block(set_)));
       reduce_outside(embedding_block(set_));
     }
     return calls;
   }
 
   void write_chunks() {
-    std::vector<Call> begin{call(p_.clear_metrics, -1)};
+    Calls begin = calls();
+    begin.add(call(p_.clear_metrics, -1));
     for (const int b : blocks()) {
-      begin.push_back(call(p_.of_block(b).clear, b));
-      if (set_.blocks[b].layer < 0 && p_.of_block(b).gather >= 0) begin.push_back(call(p_.of_block(b).gather, b));
+      begin.add(call(p_.of_block(b).clear, b));
+      if (set_.blocks[b].layer < 0 && p_.of_block(b).gather >= 0) begin.add(call(p_.of_block(b).gather, b));
     }
     begin_ = chunk("begin", std::move(begin));
     forward_ = chunk("forward", forward_calls());
@@ -263,7 +406,9 @@ class StageWriter {
     const auto message = [&](const char* name, int piece, Frame frame, Anchor anchor) {
       Call c = call(piece, -1);
       set(c, frame, 0, anchor);
-      return chunk(name, {c});
+      Calls message_calls = calls();
+      message_calls.add(c);
+      return chunk(name, std::move(message_calls));
     };
     if (!last()) {
       send_forward_ = message("send forward", p_.send_forward, Frame::kXOut, Anchor::kOutbox);
@@ -273,62 +418,62 @@ class StageWriter {
       recv_forward_ = message("receive forward", p_.recv_forward, Frame::kXOut, Anchor::kInbox);
       send_backward_ = message("send backward", p_.send_backward, Frame::kD, Anchor::kGradientFlow);
     }
-    if (p_.reduce_ends >= 0 && (first() || last()))
-      reduce_ends_ = chunk("reduce table", {call(p_.reduce_ends, first() ? embedding_block(set_) : head_block(set_))});
-    std::vector<Call> norm, update;
-    for (const int b : blocks()) {
-      if (p_.of_block(b).norm >= 0) norm.push_back(call(p_.of_block(b).norm, b));
-      update.push_back(call(p_.of_block(b).update, b));
+    if (p_.reduce_ends >= 0 && (first() || last())) {
+      Calls ends = calls();
+      ends.reduce(call(p_.reduce_ends, first() ? embedding_block(set_) : head_block(set_)));
+      reduce_ends_ = chunk("reduce table", std::move(ends));
     }
-    if (p_.metrics_tp_dp >= 0) norm.push_back(call(p_.metrics_tp_dp, -1));
+    Calls norm = calls(), update = calls();
+    for (const int b : blocks()) {
+      if (p_.of_block(b).norm >= 0) norm.add(call(p_.of_block(b).norm, b));
+      update.add(call(p_.of_block(b).update, b));
+    }
+    if (p_.metrics_tp_dp >= 0) norm.add(call(p_.metrics_tp_dp, -1));
     norm_ = chunk("norm", std::move(norm));
-    if (mesh_.pp > 1) norm_pp_ = chunk("norm over pp", {call(p_.metrics_pp, -1)});
+    if (mesh_.pp > 1) {
+      Calls over_pp = calls();
+      over_pp.add(call(p_.metrics_pp, -1));
+      norm_pp_ = chunk("norm over pp", std::move(over_pp));
+    }
     update_ = chunk("update", std::move(update));
   }
 
-  Slot slot(Action action, int microbatch, int chunk) {
-    // The rings go on where the last slot stopped, so that its first buffer is not the one that was used last.
-    const Slot s{.action = action, .microbatch = microbatch, .chunk = chunk, .ring = ring_};
-    const bool turns =
-        action == Action::kForward ? p_.plan.fsdp == 3 : action == Action::kBackward && p_.plan.fsdp >= 2;
-    if (turns) ring_ ^= static_cast<std::uint8_t>(layers_ & 1);
-    return s;
-  }
-
+  // What the slots of the schedule run, and on what; then the end of the step.
   void write_slots() {
-    const int m = set_.step.microbatches;
-    program_.slots.push_back(slot(Action::kBegin, -1, begin_));
-    int forwards = 0, backwards = 0;
-    std::vector<std::array<std::int64_t, kAnchors>> anchors(static_cast<std::size_t>(m));
-    const auto emit = [&](Action action, int microbatch, int chunk, const std::array<std::int64_t, kAnchors>& anchor) {
-      Slot s = slot(action, microbatch, chunk);
-      s.anchor = anchor;
-      program_.slots.push_back(s);
-    };
-    for (const StageAction& a : stage_actions(p_.plan.schedule, stage_, mesh_.pp, m)) {
-      auto& anchor = anchors[a.microbatch];
-      const auto at = [&](Anchor which) -> std::int64_t& { return anchor[static_cast<int>(which)]; };
-      if (a.forward) {
-        at(Anchor::kStash) = stash_ + forwards % stashes_ * stash_stride_;
-        at(Anchor::kInbox) = inbox_ + forwards % inboxes_ * x_bytes_;
-        at(Anchor::kOutbox) = outboxes_ ? outbox_ + forwards % outboxes_ * x_bytes_ : 0;
-        at(Anchor::kTokens) = tokens_ + a.microbatch * tokens_stride_;
-        ++forwards;
-        if (!first()) emit(Action::kRecvForward, a.microbatch, recv_forward_, anchor);
-        emit(Action::kForward, a.microbatch, forward_, anchor);
-        if (!last()) emit(Action::kSendForward, a.microbatch, send_forward_, anchor);
-      } else {
-        at(Anchor::kGradientFlow) = flow_ + backwards % flows_ * x_bytes_;
-        ++backwards;
-        if (!last()) emit(Action::kRecvBackward, a.microbatch, recv_backward_, anchor);
-        emit(Action::kBackward, a.microbatch, backwards == m ? backward_last_ : backward_, anchor);
-        if (!first()) emit(Action::kSendBackward, a.microbatch, send_backward_, anchor);
-      }
+    for (Slot& slot : program_.slots) {
+      slot.chunk = chunk_of(slot);
+      if (slot.microbatch >= 0) slot.anchor = anchors_[static_cast<std::size_t>(slot.microbatch)];
+      // The rings go on where the last slot stopped, so that its first buffer is not the one that was used last.
+      slot.ring = ring_;
+      const bool turns =
+          slot.action == Action::kForward ? p_.plan.fsdp == 3 : slot.action == Action::kBackward && p_.plan.fsdp >= 2;
+      if (turns) ring_ ^= static_cast<std::uint8_t>(layers_ & 1);
     }
-    if (reduce_ends_ >= 0) program_.slots.push_back(slot(Action::kReduce, -1, reduce_ends_));
-    program_.slots.push_back(slot(Action::kNorm, -1, norm_));
-    if (norm_pp_ >= 0) program_.slots.push_back(slot(Action::kReduce, -1, norm_pp_));
-    program_.slots.push_back(slot(Action::kUpdate, -1, update_));
+    const auto emit = [&](Action action, int chunk) {
+      program_.slots.push_back({.action = action, .microbatch = -1, .chunk = chunk, .ring = ring_});
+    };
+    if (reduce_ends_ >= 0) emit(Action::kReduce, reduce_ends_);
+    emit(Action::kNorm, norm_);
+    if (norm_pp_ >= 0) emit(Action::kReduce, norm_pp_);
+    emit(Action::kUpdate, update_);
+  }
+  int chunk_of(const Slot& slot) const {
+    switch (slot.action) {
+      case Action::kForward:
+        return forward_;
+      case Action::kBackward:
+        return slot.microbatch == backwards_.back().microbatch ? backward_last_ : backward_;
+      case Action::kSendForward:
+        return send_forward_;
+      case Action::kRecvForward:
+        return recv_forward_;
+      case Action::kSendBackward:
+        return send_backward_;
+      case Action::kRecvBackward:
+        return recv_backward_;
+      default:
+        return begin_;
+    }
   }
 
   const StepPieces& p_;
@@ -337,11 +482,13 @@ class StageWriter {
   int stage_, first_, layers_;
   Program program_;
   std::vector<BlockState> states_;
-  std::int64_t weights_ring_ = 0, grads_ring_ = 0, metrics_ = 0, comm_scratch_ = 0, x_bytes_ = 0;
+  std::vector<std::size_t> state_of_block_;                  // index in states_, of the blocks that this stage keeps
+  std::vector<Uses> forwards_, backwards_;                   // in the order of the schedule
+  std::vector<std::array<std::int64_t, kAnchors>> anchors_;  // by microbatch
+  Ring weights_ring_, grads_ring_;
+  std::int64_t metrics_ = 0, comm_scratch_ = 0, head_input_ = 0;
+  const std::int64_t x_bytes_;  // of the residual stream, one microbatch
   std::vector<std::int64_t> layer_input_, layer_stash_;
-  std::int64_t head_input_ = 0, stash_ = 0, stash_stride_ = 0, inbox_ = 0, outbox_ = 0, flow_ = 0, tokens_ = 0,
-               tokens_stride_ = 0;
-  int stashes_ = 0, inboxes_ = 0, outboxes_ = 0, flows_ = 0;
   int begin_ = -1, forward_ = -1, backward_ = -1, backward_last_ = -1, send_forward_ = -1, recv_forward_ = -1,
       send_backward_ = -1, recv_backward_ = -1, reduce_ends_ = -1, norm_ = -1, norm_pp_ = -1, update_ = -1;
   std::uint8_t ring_ = 0;

@@ -34,6 +34,8 @@ class Writer {
     context_.width = model.width;
     context_.train = shape.train;
     context_.balance_weight = model.balance_weight;
+    context_.attention_block = shape.attention_block;
+    context_.logit_elements = shape.logit_elements;
   }
 
   StepPieces write() {
@@ -142,7 +144,7 @@ class Writer {
     std::array<std::int64_t, kGroups> need{};
     const auto reduce = [&](Group group, std::int64_t n) {
       if (const int p = group_size(plan_.mesh, group); p > 1)
-        need[static_cast<int>(group)] = std::max(need[static_cast<int>(group)], ring_scratch(n, p));
+        need[static_cast<int>(group)] = std::max(need[static_cast<int>(group)], ring_scratch(n, p, set_.state));
     };
     for (const Block& block : set_.blocks)
       for (const Unit& unit : block.units) {
@@ -157,7 +159,7 @@ class Writer {
     }
   }
   View comm_scratch(Piece& piece, std::int64_t n, Group group) {
-    const std::int64_t size = ring_scratch(n, group_size(plan_.mesh, group));
+    const std::int64_t size = ring_scratch(n, group_size(plan_.mesh, group), set_.state);
     return declare(piece, {fmt::format("recv.{}", piece.tensors.size()),
                            {1, size},
                            set_.state,

@@ -73,7 +73,10 @@ View Forward::reshard(const View& x, const Layout& from, const Layout& to, std::
   const DType dtype = piece_.tensors[static_cast<std::size_t>(x.tensor)].dtype;
   Collective op{.kind = *kind, .group = Group::kTp, .src = x};
   if (*kind != CollectiveKind::kAllGather)
-    op.scratch = value(std::string(name) + ".recv", 1, ring_scratch(x.rows * x.cols, tp()), dtype);
+    op.scratch =
+        value(std::string(name) + ".recv", 1,
+              *kind == CollectiveKind::kAllReduce ? ring_scratch(x.rows * x.cols, tp(), dtype) : x.rows * x.cols / tp(),
+              dtype);
   op.in_place = *kind == CollectiveKind::kAllReduce;
   op.dst = *kind == CollectiveKind::kAllReduce
                ? x

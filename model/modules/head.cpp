@@ -4,12 +4,6 @@
 #include <string>
 
 namespace meshwright {
-namespace {
-
-constexpr std::int64_t kLogitElements = std::int64_t{1} << 26;  // of one chunk of logits, at most
-
-}  // namespace
-
 void Head::list(ParameterList& list, std::int64_t vocab) const {
   if (norm) norm->list(list, "embedding.norm", list.width(), ModuleKind::kFinalNorm);
   if (!tied) list.transposed_kernel("head.kernel", {vocab, list.width()}, ModuleKind::kHead);
@@ -20,7 +14,7 @@ void Head::forward(Forward& f, std::int64_t vocab, const View& x) const {
   const std::int64_t rows = f.own_rows();
   const View targets = f.at(Frame::kTokens, "targets", rows, 1, DType::kI32, align_up(rows * size_of(DType::kI32)));
   const View h = norm ? norm->forward(f, x, "embedding.norm", "h") : x;
-  const std::int64_t chunk = std::min(rows, std::max<std::int64_t>(16, kLogitElements / vocab / 16 * 16));
+  const std::int64_t chunk = std::min(rows, std::max<std::int64_t>(16, f.context().logit_elements / vocab / 16 * 16));
   const std::string table = tied ? "embedding.embedding" : "head.kernel";
   f.add(LmHead{.x = h,
                .table = f.param(table),

@@ -3,12 +3,6 @@
 #include <algorithm>
 
 namespace meshwright {
-namespace {
-
-constexpr std::int64_t kBlock = 128;  // rows of a block of scores
-
-}  // namespace
-
 void rotate(Forward& f, const View& x, std::int64_t heads, std::int64_t head_width, std::int64_t width,
             const RopeSpec& rope, bool own_part) {
   f.add(Rope{.x = x,
@@ -23,7 +17,7 @@ void rotate(Forward& f, const View& x, std::int64_t heads, std::int64_t head_wid
 View attend(Forward& f, const HeadInputs& in, AttentionShape shape, double dropout, std::string_view out_kernel) {
   shape.tokens = f.tokens();
   shape.batch = f.batch();
-  shape.block = std::min(kBlock, f.tokens());
+  shape.block = std::min(f.context().attention_block, f.tokens());
   const auto before = f.from(RecomputeKind::kAttentionCore);
   const View attended = f.value("attended", f.rows(), shape.heads * shape.value_dim);
   f.add(Attention{.q = in.q,

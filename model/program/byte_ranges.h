@@ -6,22 +6,43 @@
 #include <iterator>
 #include <map>
 #include <optional>
+#include <utility>
 
 namespace meshwright {
 
 class ByteRanges {
  public:
-  // Adds [begin, end). Ranges that touch become one.
-  void add(std::int64_t begin, std::int64_t end) {
-    if (begin >= end) return;
+  // Adds [begin, end), and returns how many of its bytes are new. Ranges that touch become one.
+  std::int64_t add(std::int64_t begin, std::int64_t end) {
+    if (begin >= end) return 0;
+    std::int64_t added = end - begin;
+    const auto overlap = [wanted = std::pair(begin, end)](const auto& range) {
+      return std::max<std::int64_t>(0, std::min(range.second, wanted.second) - std::max(range.first, wanted.first));
+    };
     auto it = ranges_.upper_bound(begin);
     if (it != ranges_.begin() && std::prev(it)->second >= begin) it = std::prev(it);
     while (it != ranges_.end() && it->first <= end) {
+      added -= overlap(*it);
       begin = std::min(begin, it->first);
       end = std::max(end, it->second);
       it = ranges_.erase(it);
     }
     ranges_.emplace(begin, end);
+    return added;
+  }
+  // Takes [begin, end) out, and returns how many of its bytes were there.
+  std::int64_t remove(std::int64_t begin, std::int64_t end) {
+    std::int64_t removed = 0;
+    auto it = ranges_.upper_bound(begin);
+    if (it != ranges_.begin() && std::prev(it)->second > begin) it = std::prev(it);
+    while (begin < end && it != ranges_.end() && it->first < end) {
+      const auto [first, last] = *it;
+      it = ranges_.erase(it);
+      if (first < begin) ranges_.emplace(first, begin);
+      if (last > end) it = ranges_.emplace(end, last).first;
+      removed += std::min(last, end) - std::max(first, begin);
+    }
+    return removed;
   }
   void add(const ByteRanges& other, std::int64_t shift = 0) {
     for (const auto& [begin, end] : other.ranges_) add(begin + shift, end + shift);

@@ -156,8 +156,12 @@ struct Rule {
     back.dout = dout;
     back.dq = b.overwrite(op.q), back.dk = b.overwrite(op.k), back.dv = b.overwrite(op.v);
     if (op.qr) back.dqr = b.overwrite(op.qr), back.dkr = b.overwrite(op.kr);
-    back.scratch = b.temporary("d." + std::string(Attention::kName) + ".scratch", 2 * op.shape.block,
-                               op.shape.block_columns(), b.dtype(op.scratch));
+    // Of operands narrower than scores, one head's dk, dv and dkr too: sums over blocks of rows are rounded once.
+    const std::int64_t sums = op.shape.tokens * (op.shape.head_dim + op.shape.value_dim + op.shape.rope_width),
+                       columns = op.shape.block_columns();
+    const std::int64_t rows =
+        2 * op.shape.block + (b.dtype(op.q) == b.dtype(op.scratch) ? 0 : (sums + columns - 1) / columns);
+    back.scratch = b.temporary("d." + std::string(Attention::kName) + ".scratch", rows, columns, b.dtype(op.scratch));
     back.shape = op.shape;
     back.dropout = op.dropout;
     b.add(back);

@@ -2,6 +2,7 @@
 // Nobody writes communication by hand.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 
@@ -14,8 +15,13 @@ namespace meshwright {
 // equal layouts, and replicate -> shard (everyone drops what it doesn't keep): none. There is no way to kPartial.
 std::optional<CollectiveKind> reshard(const Layout& from, const Layout& to);
 
-// Elements of the receive buffer of a ring reduction of n elements over p members.
-constexpr std::int64_t ring_scratch(std::int64_t n, int members) { return n / members; }
+// Elements of the receive buffer of a ring reduction of n elements over p members: chunks travel in segments that stay in a
+// core's cache while they are added, one being received and, of more than two members, one being passed on. (64 MiB on 2
+// ranks in shared memory took 27 ms in segments of 256 KiB to 1 MiB, 34 ms in one message, 30 ms in segments of 64 KiB.)
+constexpr std::int64_t kRingSegmentBytes = std::int64_t{512} << 10;
+constexpr std::int64_t ring_scratch(std::int64_t n, int members, DType dtype) {
+  return std::min(n / members, (members > 2 ? 2 : 1) * kRingSegmentBytes / size_of(dtype));
+}
 
 // Shape of one rank's part of a tensor of `shape` in `layout` over a group of `members`.
 Shape local_shape(const Shape& shape, const Layout& layout, int members);

@@ -345,7 +345,8 @@ struct Attention {
 };
 
 // Recomputes the probabilities from lse. dq, dk, dv, dqr, dkr as the operands of Attention: dk and dv are sums over the
-// query heads that read them, dkr (T,B,rope_width) over this rank's heads. scratch: two blocks.
+// query heads that read them, dkr (T,B,rope_width) over this rank's heads. scratch: two blocks; where operands are narrower
+// than scores, T x (head_dim + value_dim + rope_width) more.
 struct AttentionBackward {
   static constexpr std::string_view kName = "attention_backward";
   View q, k, v;

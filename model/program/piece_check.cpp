@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <span>
+#include <string_view>
 
 #include "model/program/op_work.h"
 
@@ -70,6 +72,34 @@ std::vector<Rectangle> rectangles(const View& view, const Tensor& tensor, std::i
 
 std::int64_t count(const View& view) { return view.rows * view.cols; }
 
+// What an operand holds, which says what dtype it has beside the operation's others: activations and weights in one type; what
+// is kept wider (norms' 1/rms, scores, gates, gradients of parameters, the optimizer's state); numbers of rows and tokens; and
+// sums that are logged.
+enum class Content : std::uint8_t { kNarrow, kWide, kIndex, kMetrics };
+
+Content content_of(const Op& op, std::string_view field) {
+  constexpr std::array<std::string_view, 5> kIndices{"rows", "choice", "slot", "tokens", "targets"};
+  constexpr std::array<std::string_view, 17> kWide{
+      "rstd",         "lse",      "scratch", "gate",  "row_gate", "scores", "mean",    "dgate",     "mean_square",
+      "dmean_square", "fraction", "dgamma",  "dbeta", "dbias",    "dtable", "dscores", "dpositions"};
+  const auto is_in = [&](const auto& names) { return std::ranges::find(names, field) != names.end(); };
+  if (field == "metrics") return Content::kMetrics;
+  if (is_in(kIndices)) return Content::kIndex;
+  if (is_in(kWide)) return Content::kWide;
+  if (std::holds_alternative<SumSquares>(op) || std::holds_alternative<AdamW>(op) || std::holds_alternative<Route>(op))
+    return Content::kWide;
+  if (const auto* product = std::get_if<GroupedGemm>(&op))
+    return product->ta && field == "c" ? Content::kWide : Content::kNarrow;
+  if (std::holds_alternative<ColumnSum>(op) || std::holds_alternative<GroupedColumnSum>(op))
+    return field == "out" || field == "weight" ? Content::kWide : Content::kNarrow;
+  if (std::holds_alternative<RowMeanSquare>(op)) return field == "out" ? Content::kWide : Content::kNarrow;
+  if (std::holds_alternative<RowMeanSquareBackward>(op)) return field == "d" ? Content::kWide : Content::kNarrow;
+  return Content::kNarrow;
+}
+
+bool is_narrow(DType t) { return t == DType::kBF16 || t == DType::kF16; }
+DType wide(DType t) { return is_narrow(t) ? DType::kF32 : t; }
+
 // Reads a piece as the rank with one coordinate along tp does: views of own rows or columns depend on it.
 class PieceReader {
  public:
@@ -84,6 +114,7 @@ class PieceReader {
         continue;
       }
       if (!views_are_sound(op)) continue;
+      check_dtypes(op);
       for_each_operand(op, [&](std::string_view field, const View& view, Access access) {
         if (reads(op, field, access)) read_from(view);
       });
@@ -193,6 +224,48 @@ class PieceReader {
     state.freed = true;
   }
 
+  void check_dtypes(const Op& op) {
+    if (const auto* gemm = std::get_if<Gemm>(&op)) return check_product(*gemm);
+    // These only move bytes, or convert, whatever they are; a collective's operands are alike.
+    if (std::holds_alternative<Fill>(op) || std::holds_alternative<Cast>(op) ||
+        std::holds_alternative<Collective>(op) || std::holds_alternative<Send>(op) || std::holds_alternative<Recv>(op))
+      return;
+    std::optional<DType> narrow, state;
+    for_each_operand(op, [&](std::string_view field, const View& view, Access) {
+      const DType t = tensor(view).dtype;
+      std::optional<DType> expected;
+      switch (content_of(op, field)) {
+        case Content::kNarrow:
+          if (!narrow) narrow = t;
+          expected = narrow;
+          break;
+        case Content::kWide:
+          if (!state) state = wide(t);
+          expected = state;
+          break;
+        case Content::kIndex:
+          expected = DType::kI32;
+          break;
+        case Content::kMetrics:
+          expected = DType::kF64;
+          break;
+      }
+      if (t != *expected || (*expected == DType::kI32) != (content_of(op, field) == Content::kIndex))
+        fault("{}, {}, is {}, which its operation does not compute with", field, tensor(view).name, name(t));
+    });
+    if (narrow && state && wide(*narrow) != *state)
+      fault("computes with {} beside {}, which is not what is kept of it", name(*narrow), name(*state));
+  }
+  // Alike; or narrow ones with sums kept wide; or one wide operand (a gradient of scores) that is narrowed for the product.
+  void check_product(const Gemm& op) {
+    const DType a = tensor(op.a).dtype, b = tensor(op.b).dtype, c = tensor(op.c).dtype;
+    const DType narrow = is_narrow(a) ? a : b;
+    const auto fits = [&](DType t) { return t == narrow || t == wide(narrow); };
+    if (a == DType::kI32 || !fits(a) || !fits(b) || !fits(c) || (!is_narrow(narrow) && (a != b || b != c)))
+      fault("a product of {} and {} does not give {}", name(a), name(b), name(c));
+    if (op.bias && tensor(op.bias).dtype != b) fault("the bias is {}, b is {}", name(tensor(op.bias).dtype), name(b));
+  }
+
   void check_extents(const Gemm& op) {
     const std::int64_t a_rows = op.ta ? op.a.cols : op.a.rows, b_rows = op.tb ? op.b.cols : op.b.rows;
     const std::int64_t b_cols = op.tb ? op.b.rows : op.b.cols;
@@ -228,6 +301,8 @@ class PieceReader {
       fault("{} elements cut into {} parts do not give {}", src, members, dst);
     if (op.dst && tensor(op.src).dtype != tensor(op.dst).dtype)
       fault("src is {}, dst {}", name(tensor(op.src).dtype), name(tensor(op.dst).dtype));
+    if (op.scratch && tensor(op.src).dtype != tensor(op.scratch).dtype)
+      fault("src is {}, scratch {}", name(tensor(op.src).dtype), name(tensor(op.scratch).dtype));
     if (op.group == Group::kPp || op.group == Group::kPpEnds)
       facts_.events.push_back({.op = &piece_.ops[index_], .bytes = buffer_bytes(op, piece_, mesh_).value});
   }

@@ -35,8 +35,8 @@ struct PieceFacts {
 
 // The facts point into `piece`. Checked: views lie within their tensors; every element that is read was
 // written before, unless its frame is the caller's to fill; workspace tensors are freed once, not used
-// afterwards, and apart while they live; matrix products and collectives agree about extents; collectives
-// have company.
+// afterwards, and apart while they live; matrix products and collectives agree about extents, and operands
+// about dtypes; collectives have company.
 PieceFacts check_piece(const Piece& piece, const MeshShape& mesh);
 
 }  // namespace meshwright

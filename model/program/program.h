@@ -8,7 +8,11 @@
 //   Slot     a chunk at its place in the schedule, for one microbatch: which buffers in flight it uses
 //
 // The address of a tensor in a rank's arena is
-//   slot.anchor[call.anchor[frame]] + call.base[frame] + tensor.offset  (+ ring stride if call and slot say so).
+//   slot.anchor[call.anchor[frame]] + call.base[frame] + tensor.offset  (+ the call's turn if call and slot say so).
+//
+// A byte that is no state lives from the first operation that writes it (what is received: from when it may arrive) until the Program says that it ends: the Free of a
+// workspace tensor, an end of the chunk (behind one of its calls: stashes, gathered weights, ...), or an end of the
+// program (behind one of its slots: what was sent). model/program/live_memory.h walks that, the executor counts it.
 #pragma once
 
 #include <array>
@@ -42,14 +46,25 @@ struct Call {
   std::array<std::int64_t, kFrames> base{};
   std::array<Anchor, kFrames> anchor{};
   // Rings of two: frames kWeights and kGrads of this call alternate between two buffers, so that the next call's can be
-  // gathered, and the previous one's reduced, meanwhile. The buffer is ring ^ slot.ring.
+  // gathered, and the previous one's reduced, meanwhile. The buffer is ring ^ slot.ring. The first begins at the frame's
+  // base, the second a turn behind it: enough for the layers that stand next to this one in the schedule.
   bool weights_ring = false, grads_ring = false;
   std::uint8_t ring = 0;
+  std::int64_t weights_turn = 0, grads_turn = 0;
+};
+
+// Bytes [begin, begin + bytes) of a frame of call `of` that nobody uses behind call `after`, of the same chunk, nor
+// while messages and collectives that use them may still be under way: they do not live on.
+struct End {
+  int after = 0, of = 0;  // of Chunk::calls
+  Frame frame = Frame::kX;
+  std::int64_t begin = 0, bytes = 0;
 };
 
 struct Chunk {
   std::string name;  // "forward", "backward", "backward, last microbatch", ...
   std::vector<Call> calls;
+  std::vector<End> ends = {};  // in the order of `after`
 };
 
 enum class Action : std::uint8_t {
@@ -81,16 +96,26 @@ struct Region {
   std::int64_t offset = 0, bytes = 0;
 };
 
+// The entry of a microbatch behind an anchor: [offset, offset + bytes) of the arena, from or to a slot.
+struct EntryEdge {
+  int slot = 0;  // of Program::slots
+  int microbatch = 0;
+  Anchor anchor = Anchor::kFixed;
+  std::int64_t offset = 0, bytes = 0;
+};
+
 struct Program {
   int stage = 0;
   int first_layer = 0, layers = 0;  // of the whole model's
   std::vector<Chunk> chunks;
   std::vector<Slot> slots;
-  std::vector<Region> regions;  // of the arena, one after another
+  // Both in the order of their slots. What is received is live before its slot comes, as the message may be early: from
+  // the begin of the slot that `begins` says. No entry lives on behind the slot that `ends` says.
+  std::vector<EntryEdge> begins, ends;
+  std::vector<Region> regions;  // of the arena
   std::int64_t arena_bytes = 0;
-  std::int64_t weights_ring_stride = 0, grads_ring_stride = 0;
 
-  std::array<std::int64_t, kMemoryClasses> bytes_by_class() const;
+  std::array<std::int64_t, kMemoryClasses> bytes_by_class() const;  // of the regions
 };
 
 // One parameter tensor within its unit. Gradients, master weights and moments lie the same way.
@@ -105,8 +130,8 @@ struct ParameterPlacement {
 struct Unit {
   std::string name;
   bool tp_replicated = false;  // gradients are then also summed over tp
-  bool trained = true;         // false: buffers, which have no gradient and which no update changes; a block's last unit
-  bool second_copy = false;    // of a tied table on the first stage: the last stage's counts in the gradient's norm
+  bool trained = true;       // false: buffers, which have no gradient and which no update changes; a block's last unit
+  bool second_copy = false;  // of a tied table on the first stage: the last stage's counts in the gradient's norm
   std::vector<ParameterPlacement> parameters;
   std::int64_t elements = 0;  // without padding
   std::int64_t padded = 0;    // a multiple of 16 * dp * tp
@@ -158,14 +183,26 @@ struct ProgramSet {
   double balance_weight = 0;
 };
 
-// Where tensor `t` of the call's piece begins in the arena, in bytes.
-inline std::int64_t address(const Program& program, const Slot& slot, const Call& call, const Tensor& t) {
-  const int frame = static_cast<int>(t.frame);
-  std::int64_t at = slot.anchor[static_cast<int>(call.anchor[frame])] + call.base[frame] + t.offset;
-  if (t.frame == Frame::kWeights && call.weights_ring && ((call.ring ^ slot.ring) & 1))
-    at += program.weights_ring_stride;
-  if (t.frame == Frame::kGrads && call.grads_ring && ((call.ring ^ slot.ring) & 1)) at += program.grads_ring_stride;
+// Where a frame of the call begins in the arena, in bytes.
+inline std::int64_t address(const Slot& slot, const Call& call, Frame f) {
+  const int frame = static_cast<int>(f);
+  std::int64_t at = slot.anchor[static_cast<int>(call.anchor[frame])] + call.base[frame];
+  if ((call.ring ^ slot.ring) & 1)
+    at += f == Frame::kWeights ? call.weights_turn : f == Frame::kGrads ? call.grads_turn : 0;
   return at;
+}
+// Where tensor `t` of the call's piece begins.
+inline std::int64_t address(const Slot& slot, const Call& call, const Tensor& t) {
+  return address(slot, call, t.frame) + t.offset;
+}
+
+// What the memory of a frame is for.
+MemoryClass memory_class(const Call& call, Frame frame);
+MemoryClass memory_class(Anchor anchor);  // but of kFixed
+// Parameters, gradients, moments and data (tokens, sums) live throughout the step.
+constexpr bool lives_throughout(MemoryClass c) {
+  return c == MemoryClass::kParameters || c == MemoryClass::kGradients || c == MemoryClass::kOptimizer ||
+         c == MemoryClass::kData;
 }
 
 // Appends a Free of every workspace tensor behind the last operation that mentions it. Precondition: the piece has none.
@@ -190,8 +227,8 @@ PlacedOp op_at(const ProgramSet& set, const Program& program, const OpPlace& pla
 OpPlace place_of(const Program& program, const Slot& slot, const Call& call, const Piece& piece, const Op& op);
 
 // Gives every workspace tensor of the piece its offset, so that tensors alive at the same time are apart; a tensor lives
-// from its first write to its Free (scratch: during one operation). First fit in program order; 64-byte aligned.
-// Sets workspace_bytes. Asserts that every workspace tensor is written and freed once.
+// from its first write to its Free (scratch: during one operation). First fit in program order, or
+// largest first into the smallest gap where that needs less and nothing communicates; 64-byte aligned. Sets workspace_bytes. Asserts that every workspace tensor is written and freed once.
 void place_workspace(Piece& piece);
 
 // Calls f(slot, call, piece, op) for every operation of the stage, in program order.

@@ -85,6 +85,7 @@ class StageVerifier {
     check_places();
     check_entries();
     check_rings();
+    check_ends();
   }
 
   const Program& program() const { return program_; }
@@ -142,15 +143,14 @@ class StageVerifier {
   void check_fixed_place(const Chunk& chunk, const Call& call, Frame frame) {
     const ByteRanges& use = pieces_[call.piece].frames[static_cast<int>(frame)].all;
     const std::int64_t base = call.base[static_cast<int>(frame)];
-    const std::int64_t stride = frame == Frame::kWeights && call.weights_ring ? program_.weights_ring_stride
-                                : frame == Frame::kGrads && call.grads_ring   ? program_.grads_ring_stride
-                                                                              : 0;
+    const bool in_ring = (frame == Frame::kWeights && call.weights_ring) || (frame == Frame::kGrads && call.grads_ring);
+    const std::int64_t turn = !in_ring ? 0 : frame == Frame::kWeights ? call.weights_turn : call.grads_turn;
     if (use.empty()) return;
-    for (const std::int64_t begin : std::set{base, base + stride}) {
+    for (const std::int64_t begin : std::set{base, base + turn}) {
       if (!within_a_region(begin + use.begin(), begin + use.end()))
         fault("chunk {}, {}: frame {}, [{}, {}), is not within a region of the arena", chunk.name,
               call_name(set_, call), meshwright::name(frame), begin + use.begin(), begin + use.end());
-      const bool of_block = stride == 0 && is_state(frame);
+      const bool of_block = !in_ring && is_state(frame);
       places_.insert(
           {begin + use.begin(), begin + use.end(), Anchor::kFixed, role(frame), of_block ? call.block : -1, 0});
     }
@@ -194,6 +194,18 @@ class StageVerifier {
     }
   }
   std::string block_name(int block) const { return block < 0 ? "no block" : set_.blocks[block].name; }
+
+  void check_ends() {
+    for (const Chunk& chunk : program_.chunks)
+      for (std::size_t i = 0; i < chunk.ends.size(); ++i) {
+        const End& end = chunk.ends[i];
+        for (const int call : {end.after, end.of})
+          if (call < 0 || call >= static_cast<int>(chunk.calls.size()))
+            fault("chunk {}: there is no call {} for an end", chunk.name, call);
+        if (i > 0 && end.after < chunk.ends[i - 1].after)
+          fault("chunk {}: the end behind call {} has no place in their order", chunk.name, end.after);
+      }
+  }
 
   // Every microbatch: receive, forward, send, receive, backward, send; each once.
   void check_order() {
@@ -307,6 +319,7 @@ class StageVerifier {
     };
     std::map<std::pair<Anchor, std::int64_t>, Content> entries;
     std::map<std::tuple<Anchor, std::vector<int>, int>, std::optional<std::int64_t>> gaps;  // known: writers, reader
+    auto end = program_.ends.begin();
     for (std::size_t i = 0; i < program_.slots.size(); ++i) {
       const Slot& slot = program_.slots[i];
       for (const Anchor anchor : kEntryAnchors) {
@@ -320,7 +333,15 @@ class StageVerifier {
         content.writer = i;
         if (std::ranges::find(content.chunks, slot.chunk) == content.chunks.end()) content.chunks.push_back(slot.chunk);
       }
+      for (; end != program_.ends.end() && end->slot == static_cast<int>(i); ++end)
+        if (const auto found = entries.find({end->anchor, end->offset});
+            found == entries.end() || found->second.microbatch != end->microbatch)
+          fault("slot {} ({}): the end of microbatch {}'s {} entry {}, which does not hold it", i, slot_name(slot),
+                end->microbatch, name(end->anchor), end->offset);
+        else
+          entries.erase(found);
     }
+    if (end != program_.ends.end()) fault("the end behind slot {} has no place in their order", end->slot);
   }
   template <class Content, class Gaps>
   void check_content(std::size_t i, Anchor anchor, const Content& content, Gaps& gaps) {

@@ -178,5 +178,55 @@ TEST(Apart, SaysWhatTheMachineDoesNowWhereItWasCalibratedSlower) {
   EXPECT_THAT(last.at("why_apart").dump(), HasSubstr(" now"));
 }
 
+// A machine like kTwoCores that multiplies bf16, too.
+std::string with_bf16(const TemporaryFolder& folder) {
+  Json system = Json::parse(text_of(kTwoCores));
+  Json& compute = system["compute"];
+  compute["peak_flops_per_s"]["bf16"] = compute["peak_flops_per_s"]["f32"];
+  for (Json& kind : compute["kinds"])
+    if (kind.contains("flops_per_s")) kind["flops_per_s"]["bf16"] = kind["flops_per_s"]["f32"];
+  return folder.write("bf16.json", system.dump());
+}
+
+TEST(Run, InBf16CountsWhatWasPredictedAndSaysWhereTheTimeOfAStepGoes) {
+  const TemporaryFolder folder;
+  const std::string data = folder.write("text.txt", some_text()), system = with_bf16(folder);
+  const Outcome wide = meshwright(small_run(data, {"--steps", "3", "--json"}, system), &folder);
+  const Outcome outcome = meshwright(small_run(data, {"--steps", "3", "--json", "--dtype", "bf16"}, system), &folder);
+  ASSERT_EQ(wide.code, 0) << wide.err;
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const Json last = Json::parse(lines_of(outcome.out).back()), in_f32 = Json::parse(lines_of(wide.out).back());
+  const Json &predicted = last.at("predicted"), &counted = last.at("counted");
+  for (const char* name : {"flops", "peak_bytes", "bytes"}) EXPECT_EQ(predicted.at(name), counted.at(name)) << name;
+  EXPECT_NE(counted.at("peak_bytes"), in_f32.at("counted").at("peak_bytes"));
+  const double step = counted.at("step_time_s"), compute = counted.at("compute_s");
+  EXPECT_GT(compute, 0);
+  EXPECT_LE(compute, 3 * step);  // medians, each by itself
+  EXPECT_GE(counted.at("exposed_comm_s"), 0);
+  EXPECT_GE(counted.at("bubble_s"), 0);
+  const double loss = Json::parse(lines_of(outcome.out)[0]).at("loss"),
+               loss_in_f32 = Json::parse(lines_of(wide.out)[0]).at("loss");
+  EXPECT_NEAR(loss, loss_in_f32, 0.02 * loss_in_f32);
+  EXPECT_NE(loss, loss_in_f32);
+  const Json config = Json::parse(text_of(folder.path() / "runs/moe-small/0002/config.json"));
+  EXPECT_EQ(config.at("model_config").at("model_dtype"), "bfloat16");
+}
+
+TEST(Run, OfATypeThatCantBeRunOrPredictedIsRefusedByName) {
+  const TemporaryFolder folder;
+  const std::string data = folder.write("text.txt", some_text());
+  const auto refusal = [&](const std::vector<std::string>& more, const std::string& system) {
+    const Outcome outcome = meshwright(small_run(data, more, system), &folder);
+    EXPECT_EQ(outcome.code, 2) << outcome.err;
+    return outcome.err;
+  };
+  const std::string half = refusal({"--set", "model_config.model_dtype=float16"}, with_bf16(folder));
+  EXPECT_THAT(half, HasSubstr("can't run yet: f16"));
+  EXPECT_THAT(half, HasSubstr("--dtype bf16"));
+  EXPECT_THAT(refusal({"--dtype", "bf16"}, kTwoCores), HasSubstr("compute.peak_flops_per_s = bf16"));
+  EXPECT_THAT(refusal({"--dtype", "f16"}, kTwoCores), HasSubstr("can't run yet: f16"));
+  EXPECT_THAT(refusal({"--dtype", "int8"}, kTwoCores), HasSubstr("--dtype"));
+}
+
 }  // namespace
 }  // namespace meshwright

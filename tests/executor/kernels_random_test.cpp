@@ -179,6 +179,26 @@ TEST(InitialWeights, of_a_slice_are_the_slice_of_the_whole_and_floats_are_the_ro
         [&](std::int64_t first) { truncated_normal<float>(stream, first, 101, 2, slice.data()); });
 }
 
+TEST(InitialWeights, of_a_million_elements_in_float_are_the_rounded_doubles_to_the_last_bit) {
+  constexpr std::int64_t kElements = 1'000'003;
+  std::vector<float> drawn(kElements);
+  Values reference(kElements);
+  for (const std::uint64_t seed : {0, 1}) {
+    const TensorStream stream{seed, tensor_id("layers.3.moe.expert.0.kernel")};
+    const auto expect_equal = [&] {
+      std::int64_t different = 0;
+      for (std::int64_t i = 0; i < kElements; ++i) different += drawn[i] != static_cast<float>(reference[i]);
+      EXPECT_EQ(different, 0);
+    };
+    normal(stream, 5, kElements, 0.0123, drawn.data());
+    normal(stream, 5, kElements, 0.0123, reference.data());
+    expect_equal();
+    truncated_normal(stream, 5, kElements, 0.0321, drawn.data());
+    truncated_normal(stream, 5, kElements, 0.0321, reference.data());
+    expect_equal();
+  }
+}
+
 struct Moments {
   double mean = 0, variance = 0, lowest = 0, highest = 0;
 };

@@ -159,7 +159,7 @@ ProgramSet as_step(Computation c) {
 // `comm`: of c.tp ranks. With several, only parameters that they cut are looked at: the gradients of the others are summands.
 void expect_derivatives(const Computation& c, MPI_Comm comm = MPI_COMM_SELF) {
   const ProgramSet set = as_step(c);
-  Executor<double> executor(set, comm, {.seed = 5});
+  Executor executor(set, comm, {.seed = 5});
   std::vector<std::vector<double>> weights;
   for (std::size_t p = 0; p < set.parameters.size(); ++p) {
     weights.emplace_back(static_cast<std::size_t>(elements(set.parameters[p].shape)));
@@ -182,7 +182,7 @@ void expect_derivatives(const Computation& c, MPI_Comm comm = MPI_COMM_SELF) {
     return loss;
   };
   run();
-  const auto gradients = executor.gather(Executor<double>::State::kGradients);
+  const auto gradients = executor.gather(Executor::State::kGradients);
   double scale = 0;  // the largest gradient: one that is 0 in exact arithmetic has an error, too
   for (const auto& g : gradients)
     for (const double x : g) scale = std::max(scale, std::abs(x));
@@ -646,7 +646,7 @@ TEST(Derivatives, OfANormOverRowsThatAreCutOverTpAreThoseOfFiniteDifferences) {
                    .group = Group::kTp,
                    .src = ms,
                    .dst = ms,
-                   .scratch = c.value("ms.recv", 1, ring_scratch(c.rows(), 2)),
+                   .scratch = c.value("ms.recv", 1, ring_scratch(c.rows(), 2, DType::kF64)),
                    .in_place = true},
         RmsScale{x, ms, c.parameter("gamma", 1, part, Layout::shard(1)), y, 0.1},
         Gemm{.a = y, .b = c.parameter("out", part, 4, Layout::shard(0)), .c = projected},
@@ -654,7 +654,7 @@ TEST(Derivatives, OfANormOverRowsThatAreCutOverTpAreThoseOfFiniteDifferences) {
                    .group = Group::kTp,
                    .src = projected,
                    .dst = own,
-                   .scratch = c.value("own.recv", 1, ring_scratch(c.rows() * 4, 2))});
+                   .scratch = c.value("own.recv", 1, ring_scratch(c.rows() * 4, 2, DType::kF64))});
   c.lose(own);
   expect_derivatives(c, ranks.get());
 }

@@ -16,7 +16,7 @@ namespace meshwright {
 namespace {
 
 constexpr int kVocabulary = 40;
-using State = Executor<float>::State;
+using State = Executor::State;
 
 TrainingCase small_case() {
   TrainingCase c;
@@ -50,20 +50,20 @@ const char* const kPlans[] = {"1x1x1",
                               "1x4x1,microbatches=4,schedule=gpipe",
                               "1x2x4,microbatches=2,recompute=full"};
 
-bool same_bits(const std::vector<std::vector<float>>& a, const std::vector<std::vector<float>>& b) {
+bool same_bits(const std::vector<std::vector<double>>& a, const std::vector<std::vector<double>>& b) {
   if (a.size() != b.size()) return false;
   for (std::size_t i = 0; i < a.size(); ++i)
-    if (a[i].size() != b[i].size() || std::memcmp(a[i].data(), b[i].data(), a[i].size() * sizeof(float)) != 0)
+    if (a[i].size() != b[i].size() || std::memcmp(a[i].data(), b[i].data(), a[i].size() * sizeof(double)) != 0)
       return false;
   return true;
 }
 
 // The last stage's logits become NaN on one of its ranks, as if an activation had overflowed there.
-void poison_logits(Executor<float>& executor) {
+void poison_logits(Executor& executor) {
   const MeshCoordinates at = executor.mesh().coordinates();
   if (at.dp != executor.mesh().shape().dp - 1 || at.tp != 0) return;
-  executor.on_logits = [](std::int64_t, std::int64_t, std::int64_t, const float* logits) {
-    const_cast<float*>(logits)[0] = std::numeric_limits<float>::quiet_NaN();
+  executor.on_logits = [](std::int64_t, std::int64_t, std::int64_t, const void* logits) {
+    static_cast<float*>(const_cast<void*>(logits))[0] = std::numeric_limits<float>::quiet_NaN();
   };
 }
 
@@ -77,13 +77,13 @@ TEST(Divergence, NanOnOneRankStopsAllRanksBeforeTheUpdateAndTheNextStepIsAsIfItH
     const FirstRanks ranks(plan.mesh.ranks());
     if (!ranks) continue;
     const ProgramSet set = lower(c.model, c.shape, plan);
-    Executor<float> hit(set, ranks.get(), {}), spared(set, ranks.get(), {});
-    const auto step = [&](Executor<float>& executor, std::int64_t number) {
+    Executor hit(set, ranks.get(), {}), spared(set, ranks.get(), {});
+    const auto step = [&](Executor& executor, std::int64_t number) {
       return executor.run_step(
           {.step = number, .learning_rate = 1e-2, .fill = token_filler(c, executor.mesh(), set.step, number)});
     };
-    for (Executor<float>* executor : {&hit, &spared}) {
-      executor->load_parameters(initial_weights<float>(specs, 1));
+    for (Executor* executor : {&hit, &spared}) {
+      executor->load_parameters(initial_weights(specs, 1));
       step(*executor, 0);
     }
     const auto weights = hit.gather(State::kParameters), moment1 = hit.gather(State::kMoment1),
@@ -131,7 +131,7 @@ TEST(Divergence, TheFirstTensorIsNamedWithItsRankAndStage) {
   std::string names;
   for (const ParameterSpec& p : specs) names += p.name + " ";
   ASSERT_TRUE(!up.empty() && !down.empty()) << names;
-  const auto source = initial_weights<float>(specs, 1);
+  const auto source = initial_weights(specs, 1);
   for (const char* text : {"1x1x1", "2x2x2,fsdp=2,microbatches=2", "1x2x1,microbatches=2"}) {
     SCOPED_TRACE(text);
     if (failed_anywhere()) return;
@@ -139,7 +139,7 @@ TEST(Divergence, TheFirstTensorIsNamedWithItsRankAndStage) {
     const FirstRanks ranks(plan.mesh.ranks());
     if (!ranks) continue;
     const ProgramSet set = lower(c.model, c.shape, plan);
-    Executor<float> executor(set, ranks.get(), {});
+    Executor executor(set, ranks.get(), {});
     executor.load_parameters([&](int parameter, std::int64_t first, std::int64_t n, float* out) {
       const std::string& name = specs[static_cast<std::size_t>(parameter)].name;
       source(parameter, first, n, out);

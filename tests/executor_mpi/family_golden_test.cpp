@@ -137,7 +137,7 @@ void expect_step(const GoldenCase& golden, const TrainingCase& c, const Plan& pl
   if (!ranks) return;
   const std::int64_t vocab = c.model.vocab();
   const ProgramSet set = lower(c.model, c.shape, plan);
-  Executor<Real> executor(set, ranks.get(), {});
+  Executor executor(set, ranks.get(), {});
   executor.load_parameters([&](int parameter, std::int64_t first, std::int64_t n, Real* out) {
     const auto& values = weights[static_cast<std::size_t>(parameter)];
     for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<Real>(values[static_cast<std::size_t>(first + i)]);
@@ -147,7 +147,8 @@ void expect_step(const GoldenCase& golden, const TrainingCase& c, const Plan& pl
   const MeshCoordinates at = executor.mesh().coordinates();
   const std::int64_t own = set.step.tokens / plan.mesh.tp;
   int microbatch = -1;
-  executor.on_logits = [&](std::int64_t first, std::int64_t rows, std::int64_t, const Real* x) {
+  executor.on_logits = [&](std::int64_t first, std::int64_t rows, std::int64_t, const void* chunk) {
+    const Real* x = static_cast<const Real*>(chunk);
     if (first == 0) ++microbatch;
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::int64_t t = at.tp * own + (first + r) / set.step.microbatch;
@@ -183,7 +184,7 @@ void expect_step(const GoldenCase& golden, const TrainingCase& c, const Plan& pl
         ++chosen[static_cast<std::size_t>((layer - moe_layers.begin()) * experts + e)];
     }
   MPI_Allreduce(MPI_IN_PLACE, chosen.data(), static_cast<int>(chosen.size()), MPI_INT64_T, MPI_SUM, ranks.get());
-  const auto gradients = executor.gather(Executor<Real>::State::kGradients);
+  const auto gradients = executor.gather(Executor::State::kGradients);
   if (!first_rank(ranks.get())) return;
 
   const auto near = [&](double value, double expected, double scale, const std::string& what) {
@@ -309,7 +310,7 @@ void expect_trace(const json& file, double tolerance) {
       const FirstRanks ranks(plan.mesh.ranks());
       if (!ranks) continue;
       const ProgramSet set = lower(training.model, training.shape, plan);
-      Executor<Real> executor(set, ranks.get(), {});
+      Executor executor(set, ranks.get(), {});
       executor.load_parameters([&](int parameter, std::int64_t first, std::int64_t n, Real* out) {
         const auto& values = weights[static_cast<std::size_t>(parameter)];
         for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<Real>(values[static_cast<std::size_t>(first + i)]);
@@ -319,7 +320,7 @@ void expect_trace(const json& file, double tolerance) {
         const StepResult r = executor.run_step(
             {.step = s, .learning_rate = 1e-3, .fill = token_filler(training, executor.mesh(), set.step, s)});
         EXPECT_NEAR(r.loss, step["loss_before"], tolerance * step["loss_before"].get<double>());
-        const auto parameters = executor.gather(Executor<Real>::State::kParameters);
+        const auto parameters = executor.gather(Executor::State::kParameters);
         if (!first_rank(ranks.get())) continue;
         const auto tensors = golden.by_tensor(parameters);
         for (const auto& [name, expected] : step["params_after"].items()) {

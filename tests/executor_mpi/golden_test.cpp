@@ -67,6 +67,9 @@ struct Golden {
     c.model = jaxformer("golden", d, config["alpha"]);
     c.shape = {config["microbatches"].get<std::int64_t>() * config["batch_per_microbatch_global"].get<std::int64_t>(),
                tokens, dtype, train};
+    // Several blocks of attention, the last one shorter, and several chunks of logits.
+    c.shape.attention_block = std::max<std::int64_t>(1, tokens / 2 - 1);
+    c.shape.logit_elements = 16 * c.model.vocab();
     const std::uint64_t vocab = config["V"];
     const auto stream = [vocab](std::int64_t i) {
       return static_cast<std::int32_t>(splitmix((999ULL << 32) | static_cast<std::uint64_t>(i)) % vocab);
@@ -113,7 +116,7 @@ void expect_golden(bool train, double tolerance) {
     const FirstRanks ranks(plan.mesh.ranks());
     if (!ranks) continue;
     const ProgramSet set = lower(c.model, c.shape, plan);
-    Executor<Real> executor(set, ranks.get(), {});
+    Executor executor(set, ranks.get(), {.poison = true});
     std::vector<Golden::Place> places;
     for (const Parameter& p : set.parameters) places.push_back(golden.place(p.name, elements(p.shape)));
     executor.load_parameters([&](int parameter, std::int64_t first, std::int64_t n, Real* out) {
@@ -127,7 +130,8 @@ void expect_golden(bool train, double tolerance) {
     const MeshCoordinates at = executor.mesh().coordinates();
     const std::int64_t own = set.step.tokens / plan.mesh.tp;
     int microbatch = -1;
-    executor.on_logits = [&](std::int64_t first, std::int64_t rows, std::int64_t, const Real* x) {
+    executor.on_logits = [&](std::int64_t first, std::int64_t rows, std::int64_t, const void* chunk) {
+      const Real* x = static_cast<const Real*>(chunk);
       if (first == 0) ++microbatch;
       for (std::int64_t r = 0; r < rows; ++r) {
         const std::int64_t t = at.tp * own + (first + r) / set.step.microbatch;
@@ -145,7 +149,7 @@ void expect_golden(bool train, double tolerance) {
     };
     const StepResult r = executor.run_step({.fill = token_filler(c, executor.mesh(), set.step, 0)});
     MPI_Allreduce(MPI_IN_PLACE, logits.data(), 10, MPI_DOUBLE, MPI_SUM, ranks.get());
-    const auto gradients = executor.gather(Executor<Real>::State::kGradients);
+    const auto gradients = executor.gather(Executor::State::kGradients);
 
     const auto near = [&](double value, double reference, double scale, const std::string& what) {
       EXPECT_NEAR(value, reference, tolerance * scale) << what;

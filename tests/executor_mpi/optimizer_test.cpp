@@ -37,11 +37,10 @@ TEST(Optimizer, TakesItsHyperparametersFromTheShapeOfTheTraining) {
     SCOPED_TRACE(spec.clip_norm);
     const TrainingShape shape{.sequences = 2, .tokens = 4, .compute = DType::kF64, .adam = spec};
     const ProgramSet set = lower(kModel, shape, Plan{});
-    Executor<double> executor(set, ranks.get(), {.seed = 1});
+    Executor executor(set, ranks.get(), {.seed = 1});
     const std::vector<ParameterSpec> parameter_specs = parameters(kModel);
-    executor.load_parameters(initial_weights<double>(parameter_specs, 1));
-    std::vector<std::vector<double>> theta = executor.gather(Executor<double>::State::kParameters), m = theta,
-                                     v = theta;
+    executor.load_parameters(initial_weights(parameter_specs, 1));
+    std::vector<std::vector<double>> theta = executor.gather(Executor::State::kParameters), m = theta, v = theta;
     for (auto* moments : {&m, &v})
       for (auto& tensor : *moments) tensor.assign(tensor.size(), 0.0);
     for (std::int64_t step = 0; step < 3; ++step) {
@@ -49,7 +48,7 @@ TEST(Optimizer, TakesItsHyperparametersFromTheShapeOfTheTraining) {
           executor.run_step({.step = step, .learning_rate = 0.01, .fill = [&](int, auto* in, auto* out) {
                                for (int i = 0; i < 8; ++i) in[i] = i % 11, out[i] = (3 * i + 1) % 11;
                              }});
-      const auto g = executor.gather(Executor<double>::State::kGradients);
+      const auto g = executor.gather(Executor::State::kGradients);
       const double t = static_cast<double>(step + 1);
       const double factor =
           spec.clip_norm > 0 && r.gradient_norm > spec.clip_norm ? spec.clip_norm / r.gradient_norm : 1;
@@ -61,7 +60,7 @@ TEST(Optimizer, TakesItsHyperparametersFromTheShapeOfTheTraining) {
                                      (std::sqrt(v[p][i] / (1 - std::pow(spec.beta2, t))) + spec.epsilon) +
                                  spec.weight_decay * theta[p][i]);
         }
-      const auto updated = executor.gather(Executor<double>::State::kParameters);
+      const auto updated = executor.gather(Executor::State::kParameters);
       for (std::size_t p = 0; p < theta.size(); ++p)
         for (std::size_t i = 0; i < theta[p].size(); ++i)
           ASSERT_NEAR(updated[p][i], theta[p][i], 1e-11) << set.parameters[p].name << " element " << i;

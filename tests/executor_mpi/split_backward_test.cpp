@@ -4,8 +4,8 @@
 
 #include <cstring>
 
-#include "model/lowering/differentiate.h"
 #include "model/families/jaxformer.h"
+#include "model/lowering/differentiate.h"
 #include "tests/executor_mpi/training_case.h"
 
 namespace meshwright {
@@ -36,11 +36,11 @@ TrainingCase small_case() {
 }
 
 std::vector<std::vector<double>> gradients(const TrainingCase& c, const ProgramSet& set, MPI_Comm comm) {
-  Executor<double> executor(set, comm, {.seed = 7});
+  Executor executor(set, comm, {.seed = 7});
   const std::vector<ParameterSpec> specs = parameters(c.model);
-  executor.load_parameters(initial_weights<double>(specs, 7));
+  executor.load_parameters(initial_weights(specs, 7));
   executor.run_step({.step = 0, .learning_rate = 0, .fill = token_filler(c, executor.mesh(), set.step, 0)});
-  return executor.gather(Executor<double>::State::kGradients);
+  return executor.gather(Executor::State::kGradients);
 }
 
 // Every layer's backward as two calls, what lies between them in memory of its own behind the arena.

@@ -169,7 +169,6 @@ TEST(Config, NotesNameWhatPointsElsewhereOnce) {
   const TrainingConfig config = read_config(kPublished);
   EXPECT_THAT(config.notes,
               ::testing::ElementsAre(
-                  AllOf(HasSubstr("model_config.model_dtype"), HasSubstr("bfloat16"), HasSubstr("f32 for now")),
                   AllOf(HasSubstr("data_config.bucket_name"), HasSubstr("350bt_gpt4"), HasSubstr("--data")),
                   AllOf(HasSubstr("output_dir"), HasSubstr("gs://results_jaxformer/"), HasSubstr("runs/moe1B")),
                   HasSubstr("wandb = true")));

@@ -4,11 +4,13 @@
 #include <functional>
 #include <numeric>
 #include <random>
+#include <set>
 #include <tuple>
 
 #include "model/accounting.h"
 #include "model/families/jaxformer.h"
 #include "model/lowering/differentiate.h"
+#include "model/lowering/lifetimes.h"
 #include "model/lowering/lower.h"
 #include "model/lowering/schedule.h"
 #include "model/modules/forward.h"
@@ -51,7 +53,7 @@ TEST(Layouts, SummandsThatBecomeTheWholeEverywhereAreSummedInPlace) {
   set.mesh.tp = 2;
   const StepContext context{.set = set};
   Forward b("p", context, nullptr);
-  const View x = b.at(Frame::kX, "x", 6, 4, DType::kF32), sums = b.value("sums", 6, 1, DType::kF64);
+  const View x = b.at(Frame::kX, "x", 6, 4, DType::kF32), sums = b.value("sums", 6, 1, DType::kF32);
   b.add(RowMeanSquare{x, sums, 8});
   const View whole = b.reshard(sums, Layout::partial(), Layout::replicate(), "whole");
   EXPECT_EQ(whole.tensor, sums.tensor);
@@ -61,7 +63,7 @@ TEST(Layouts, SummandsThatBecomeTheWholeEverywhereAreSummedInPlace) {
   EXPECT_EQ(op.kind, CollectiveKind::kAllReduce);
   EXPECT_EQ(op.group, Group::kTp);
   EXPECT_EQ(op.scratch.rows * op.scratch.cols, 3);  // half of the buffer
-  EXPECT_EQ(bytes_sent(op, piece, set.mesh).value, 6 * 8);
+  EXPECT_EQ(bytes_sent(op, piece, set.mesh).value, 6 * 4);
   free_after_last_use(piece);
   place_workspace(piece);
   EXPECT_TRUE(check_piece(piece, set.mesh).faults.empty());
@@ -185,17 +187,67 @@ TEST(Schedules, OneForwardOneBackwardWarmsUpByTheStagesBehindIt) {
   EXPECT_EQ(actions(Schedule::k1F1B, 0, 8, 3), "F0 F1 F2 B0 B1 B2");  // fewer microbatches than stages
 }
 
-TEST(Schedules, MicrobatchesInFlightAreThoseOfTheActions) {
+TEST(Lowering, ThereAreAsManyEntriesAsTheScheduleHasInFlightAndOneMoreForWhatArrivesEarly) {
   for (const Schedule schedule : {Schedule::kGPipe, Schedule::k1F1B})
     for (int stages = 1; stages <= 6; ++stages)
-      for (int m = 1; m <= 9; ++m)
+      for (const int m : {1, 2, 4, 8, 16}) {
+        const ProgramSet set = lower(kSmall, kShape, {.mesh = {1, stages, 1}, .microbatches = m, .schedule = schedule});
         for (int s = 0; s < stages; ++s) {
-          int alive = 0, most = 0;
-          for (const StageAction& a : stage_actions(schedule, s, stages, m))
-            most = std::max(most, alive += a.forward ? 1 : -1);
-          EXPECT_EQ(alive, 0);
-          EXPECT_EQ(most, microbatches_in_flight(schedule, s, stages, m));
+          SCOPED_TRACE(std::string(name(schedule)) + ", " + std::to_string(m) + " microbatches, stage " +
+                       std::to_string(s) + " of " + std::to_string(stages));
+          // GPipe runs all forwards first; 1F1B has run as many more forwards than backwards as there are stages from here.
+          const int in_flight = schedule == Schedule::kGPipe ? m : std::min(m, stages - s);
+          const auto entries = [&](Action action, Anchor anchor) {
+            std::set<std::int64_t> found;
+            for (const Slot& slot : set.stages[s].slots)
+              if (slot.action == action) found.insert(slot.anchor[static_cast<int>(anchor)]);
+            return static_cast<int>(found.size());
+          };
+          EXPECT_EQ(entries(Action::kForward, Anchor::kStash), in_flight);
+          EXPECT_EQ(entries(Action::kForward, Anchor::kInbox), s == 0 ? in_flight : std::min(m, in_flight + 1));
+          if (s + 1 < stages) {
+            EXPECT_EQ(entries(Action::kForward, Anchor::kOutbox), std::min(m, 2));
+          }
+          EXPECT_EQ(entries(Action::kBackward, Anchor::kGradientFlow), stages == 1 ? 1 : std::min(m, 2));
         }
+      }
+}
+
+TEST(Lifetimes, AreAsManyEntriesAsLiveAtOnceWhateverTheOrderOfTheirEnds) {
+  // Slots   0 1 2 3 4 5 6 7
+  //         a a a a a a          the first ends last: nothing here is first in, first out
+  //           b b
+  //             c
+  //                 d d d        b and c have been free equally long
+  //                   e e e
+  std::vector<Lifetime> lives{{0, 5}, {1, 2}, {2, 2}, {4, 6}, {5, 7}};
+  EXPECT_EQ(place_entries(lives), 3);
+  std::vector<int> entries;
+  for (const Lifetime& life : lives) entries.push_back(life.entry);
+  EXPECT_EQ(entries, (std::vector<int>{0, 1, 2, 1, 2}));
+  std::mt19937 random(3);
+  for (int round = 0; round < 200; ++round) {
+    std::vector<Lifetime> all(1 + random() % 40);
+    for (Lifetime& life : all) {
+      life.first = static_cast<int>(random() % 50);
+      life.last = life.first + static_cast<int>(random() % 20);
+    }
+    std::ranges::sort(all, {}, &Lifetime::first);
+    const int placed = place_entries(all);
+    int most = 0;
+    for (int slot = 0; slot < 70; ++slot) {
+      std::set<int> used;
+      int living = 0;
+      for (const Lifetime& life : all)
+        if (life.first <= slot && slot <= life.last) {
+          ++living;
+          used.insert(life.entry);
+        }
+      EXPECT_EQ(static_cast<int>(used.size()), living);
+      most = std::max(most, living);
+    }
+    EXPECT_EQ(placed, most);
+  }
 }
 
 // All ways to write `layers` as a sum of `stages` positive numbers.
@@ -358,8 +410,7 @@ TEST(Lowering, ExecutedFlopsWithoutRecomputationAreThreeForwardsPlusWhatAttentio
     expected += 16 * (3.0 * static_cast<double>((f.total() - f.scores - f.experts).value) +
                       2.0 * 64 * static_cast<double>(mla.heads) * (dqk + dv + 3 * dqk + 2 * dv));
     if (const auto* moe = std::get_if<Experts>(&layer.ffn))
-      expected +=
-          16 * 3.0 * 2 * static_cast<double>(moe->experts * moe->capacity(8) * 2 * kSmall.width * moe->hidden);
+      expected += 16 * 3.0 * 2 * static_cast<double>(moe->experts * moe->capacity(8) * 2 * kSmall.width * moe->hidden);
   }
   EXPECT_EQ(static_cast<double>(program_flops(set, set.stages[0]).value), expected);
 }

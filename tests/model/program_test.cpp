@@ -422,12 +422,11 @@ TEST(ProgramText, OneLinePerOperationWithAddresses) {
                           .in_place = true},
                Rope{.x = own, .heads = 2, .head_width = 2, .width = 2}, Free{2}};
   set.pieces.push_back(piece);
-  Call call{.piece = 0, .layer = 3, .weights_ring = true, .ring = 1};
+  Call call{.piece = 0, .layer = 3, .weights_ring = true, .ring = 1, .weights_turn = 500};
   call.anchor[static_cast<int>(Frame::kX)] = Anchor::kInbox;
   call.base[static_cast<int>(Frame::kWeights)] = 1000;
   call.base[static_cast<int>(Frame::kWorkspace)] = 9000;
   Program program;
-  program.weights_ring_stride = 500;
   program.chunks = {{"forward", {call}}};
   Slot slot{.action = Action::kForward, .microbatch = 2};
   slot.anchor[static_cast<int>(Anchor::kInbox)] = 7000;

@@ -461,6 +461,35 @@ TEST(VerifierOfLoweredPrograms, FindsARandomMutation) {
   }));
 }
 
+// Every tensor of every piece, one at a time: whoever computes with it meets a dtype that is not its own.
+TEST(VerifierOfLoweredPrograms, FindsEveryTensorWhoseDtypeIsNotItsOwn) {
+  TrainingShape shape = kTinyShape;
+  shape.compute = DType::kBF16;
+  const ProgramSet set = lower(tiny_model(), shape, {{2, 2, 2}, 1, 2, Schedule::k1F1B, Recompute::kNone});
+  ASSERT_THAT(verify(set), IsEmpty());
+  int found = 0;
+  for (std::size_t p = 0; p < set.pieces.size(); ++p)
+    for (std::size_t t = 0; t < set.pieces[p].tensors.size(); ++t) {
+      // Messages, clearings and conversions are of any type.
+      const bool computed_with = std::ranges::any_of(set.pieces[p].ops, [&](const Op& op) {
+        if (std::holds_alternative<Fill>(op) || std::holds_alternative<Cast>(op) || std::holds_alternative<Send>(op) ||
+            std::holds_alternative<Recv>(op))
+          return false;
+        bool mentioned = false;
+        for_each_operand(
+            op, [&](std::string_view, const View& v, Access) { mentioned |= v.tensor == static_cast<TensorId>(t); });
+        return mentioned;
+      });
+      if (!computed_with) continue;
+      ProgramSet mutant = set;
+      Tensor& tensor = mutant.pieces[p].tensors[t];
+      tensor.dtype = tensor.dtype == DType::kI32 ? DType::kF32 : DType::kI32;
+      ++found;
+      EXPECT_THAT(verify(mutant), Not(IsEmpty())) << mutant.pieces[p].name << " " << tensor.name;
+    }
+  EXPECT_GT(found, 200);
+}
+
 TEST(VerifierOfLoweredPrograms, FindsWeightsAndGradientsInTheWrongBufferOfARing) {
   const ProgramSet set = lower(tiny_model(), kTinyShape, {.mesh = {2, 1, 1}, .fsdp = 3, .microbatches = 2});
   ASSERT_THAT(verify(set), IsEmpty());

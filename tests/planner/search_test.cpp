@@ -23,9 +23,8 @@ Machine pretend(std::function<double(const ProgramSet&)> seconds, std::int64_t u
         Prediction prediction{.mapping = to_string(programs.mesh)};
         prediction.report.step_time = {seconds(programs)};
         for (const Program& stage : programs.stages)
-          prediction.report.ranks.push_back({.rank = {0, stage.stage, 0},
-                                             .peak_bytes = {stage.arena_bytes},
-                                             .bytes_by_class = stage.bytes_by_class()});
+          prediction.report.ranks.push_back(
+              {.rank = {0, stage.stage, 0}, .live = {.bytes = stage.arena_bytes}, .arena_bytes = {stage.arena_bytes}});
         return prediction;
       }};
 }
@@ -330,9 +329,9 @@ TEST(Figures, FollowFromTheReportByTheirDefinitions) {
     Prediction p{.mapping = "somewhere"};
     p.report.step_time = {2.0};
     p.report.ranks = {
-        {.rank = {0, 0, 0}, .executed_flops = {1000}, .peak_bytes = {70}, .exposed_comm = {0.1}, .bubble = {0.2}},
-        {.rank = {0, 1, 0}, .executed_flops = {3000}, .peak_bytes = {90}, .exposed_comm = {0.3}, .bubble = {0.6}}};
-    p.report.ranks[1].bytes_by_class[0] = 90;
+        {.rank = {0, 0, 0}, .executed_flops = {1000}, .arena_bytes = {70}, .exposed_comm = {0.1}, .bubble = {0.2}},
+        {.rank = {0, 1, 0}, .executed_flops = {3000}, .arena_bytes = {90}, .exposed_comm = {0.3}, .bubble = {0.6}}};
+    p.report.ranks[1].live.at_peak[0] = 80;
     return p;
   };
   const ProgramSet programs = lower(problem.model, problem.shape, plan);
@@ -346,7 +345,7 @@ TEST(Figures, FollowFromTheReportByTheirDefinitions) {
   EXPECT_DOUBLE_EQ(r.bubble_fraction, 0.4 / 2.0);
   EXPECT_EQ(r.peak_memory_bytes, 90);
   EXPECT_EQ(r.largest_stage, 1);
-  EXPECT_EQ(r.memory_bytes[0], 90);
+  EXPECT_EQ(r.memory_bytes[0], 80);
   EXPECT_EQ(r.mapping, "somewhere");
   ASSERT_EQ(r.stage_layers.size(), 2u);
   EXPECT_EQ(r.stage_layers[0] + r.stage_layers[1], 4);

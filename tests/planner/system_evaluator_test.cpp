@@ -37,8 +37,8 @@ TEST(Machine, ThePublishedPlanOn32ChipsHasFiguresThatAgreeWithEachOther) {
   EXPECT_EQ(r.stage_layers[0] + r.stage_layers[1], 48);
   std::int64_t sum = 0;
   for (const std::int64_t bytes : r.memory_bytes) sum += bytes;
-  EXPECT_LE(sum, r.peak_memory_bytes);  // regions are aligned
-  EXPECT_LT(r.peak_memory_bytes - sum, 64 * 32);
+  EXPECT_LE(sum, r.peak_memory_bytes);
+  EXPECT_LT(static_cast<double>(r.peak_memory_bytes), 1.06 * static_cast<double>(sum));  // placement loses little
   EXPECT_FALSE(r.mapping.empty());
 }
 

@@ -203,8 +203,6 @@ inline ProgramSet random_program(std::mt19937_64& random, Schedule schedule, int
     Program program;
     program.stage = s;
     program.arena_bytes = 100 + s;
-    program.weights_ring_stride = 256;
-    program.grads_ring_stride = 192;
     for (int c = 0; c < 4; ++c) {  // forward, backward, begin, end
       Chunk chunk{"chunk" + std::to_string(c), {}};
       const int n = 1 + below(calls);
@@ -222,6 +220,8 @@ inline ProgramSet random_program(std::mt19937_64& random, Schedule schedule, int
         call.weights_ring = below(2);
         call.grads_ring = below(2);
         call.ring = static_cast<std::uint8_t>(below(2));
+        if (call.weights_ring) call.weights_turn = 256;
+        if (call.grads_ring) call.grads_turn = 192;
         chunk.calls.push_back(call);
       }
       program.chunks.push_back(std::move(chunk));

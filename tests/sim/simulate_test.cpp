@@ -38,8 +38,8 @@ void expect_equal(const StepReport& a, const StepReport& b) {
     EXPECT_EQ(ps(x.bubble), ps(y.bubble));
     EXPECT_EQ(x.executed_flops, y.executed_flops);
     EXPECT_EQ(x.traffic, y.traffic);
-    EXPECT_EQ(x.peak_bytes, y.peak_bytes);
-    EXPECT_EQ(x.bytes_by_class, y.bytes_by_class);
+    EXPECT_EQ(x.live, y.live);
+    EXPECT_EQ(x.arena_bytes, y.arena_bytes);
     EXPECT_EQ(ps(x.compute) + ps(x.exposed_comm) + ps(x.bubble), ps(a.step_time));
   }
 }
@@ -102,11 +102,15 @@ ProgramSet gathered_layers(int layers) {
   forward.ops.emplace_back(Gemm{.a = row(forward, 0), .b = row(forward, 0), .c = row(forward, 1), .accumulate = true});
   set.pieces = {gather, forward};
   Program program;
-  program.weights_ring_stride = 4096;
   Chunk chunk{"forward", {}};
   for (int i = 0; i < layers; ++i)
     for (const int piece : {0, 1}) {
-      Call call{.piece = piece, .block = i, .layer = i, .weights_ring = true, .ring = static_cast<std::uint8_t>(i & 1)};
+      Call call{.piece = piece,
+                .block = i,
+                .layer = i,
+                .weights_ring = true,
+                .ring = static_cast<std::uint8_t>(i & 1),
+                .weights_turn = 4096};
       call.base[static_cast<int>(Frame::kWeightShard)] = 65536 + 1024 * i;
       call.base[static_cast<int>(Frame::kX)] = 32768;
       chunk.calls.push_back(call);
@@ -301,7 +305,7 @@ TEST(Figures, OfAStepThatCannotBeAreRefusedByName) {
             "stage 1: exposed communication of -2.5 s: 0 to the step's 2 s");
   EXPECT_EQ(message([](StepReport& r) { r.ranks[0].bubble = {2.1}; }), "stage 1: bubble of 2.1 s: 0 to the step's 2 s");
   EXPECT_NE(message([](StepReport& r) { r.step_time = {std::numeric_limits<double>::quiet_NaN()}; }), "");
-  EXPECT_NE(message([](StepReport& r) { r.ranks[0].peak_bytes = {-1}; }), "");
+  EXPECT_NE(message([](StepReport& r) { r.ranks[0].live.bytes = -1; }), "");
   EXPECT_NE(message([](StepReport& r) { r.ranks[0].traffic[{"send", "pp"}] = {-1}; }), "");
 }
 
