@@ -145,6 +145,7 @@ const std::map<std::string, Promise>& promises() {
       {"make demo", {.instead = dry, .check = check_demo}},
       {"make test", says("ctest --test-dir", dry)},
       {"make bench", says("bench_$b", dry)},
+      {"make bench-bf16", says("bench_bf16", dry)},
       {"make install PREFIX=$HOME/.local",
        {.instead =
             [](const std::string& command) {
