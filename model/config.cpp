@@ -85,7 +85,11 @@ TrainingConfig read_config(const std::filesystem::path& file, const std::vector<
 TrainingConfig read_config(JsonDocument document, const std::vector<std::string>& overrides,
                            const Shortcuts& shortcuts) {
   std::vector<Diagnostic> diagnostics;
-  if (is_model_file(document.root)) document.root.emplace("training", Json::object());  // for what sets a part of it
+  if (is_model_file(document.root)) {  // there, for what sets a part of them
+    Json& training = document.root.emplace("training", Json::object()).first.value();
+    if (training.is_object())
+      for (const char* part : {"lr", "adam"}) training.emplace(part, Json::object());
+  }
   try {
     if (!overrides.empty()) apply_overrides(document, overrides, "--set");
   } catch (const InputError& error) {

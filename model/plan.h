@@ -29,7 +29,8 @@ constexpr std::array<std::string_view, 4> kRecomputeKindNames{"attention-core", 
 // What a backward pass computes again, from the layer's input and what is kept, instead of keeping it. Beside that it always
 // computes again what costs little more than reading it (norms, activations, rows sent to experts).
 //   none       nothing
-//   selective  of what would be kept, that which takes the fewest FLOPs a byte, until half of the bytes are gone
+//   selective  of what would be kept, all but the half of the bytes that takes the most FLOPs a byte (computed_again() of
+//              model/lowering/stash_policy.h)
 //   full       all
 //   or kinds   "attention-core", "feed-forward+experts"
 struct Recompute {

@@ -6,7 +6,6 @@
 #include <cctype>
 #include <cmath>
 #include <filesystem>
-#include <optional>
 #include <utility>
 
 #include "model/families/decoder.h"
@@ -35,7 +34,10 @@ std::string name_of(const std::string& source) {
 class TrainingPart {
  public:
   TrainingPart(const JsonDocument& document, TrainingConfig& config, std::int64_t positions)
-      : reader_(document), config_(config), positions_(positions) {
+      : reader_(document),
+        config_(config),
+        positions_(positions),
+        constant_lr_(config.lr.min_lr == config.lr.max_lr && config.lr.end_lr == config.lr.max_lr) {
     ObjectReader root = reader_.root();
     if (root.has("training"))
       if (auto training = root.object("training")) read(*training);
@@ -49,68 +51,68 @@ class TrainingPart {
   JsonReader& reader() { return reader_; }
 
  private:
-  template <class Field, class Value>
-  static bool store(Field& field, const std::optional<Value>& value) {
-    if (value) field = *value;
-    return value.has_value();
-  }
-
   void read(ObjectReader& t) {
-    if (t.has("name") && store(config_.name, t.text("name")) && !is_run_name(config_.name))
-      reader_.report(t.path("name"), "1 to 100 letters, digits, '.', '_' or '-', not beginning with '.'",
-                     "the run's folder is named by it");
-    if (t.has("batch")) store(config_.sequences, t.integer("batch", {1, kMaxBatch}, "sequences of a step"));
-    if (t.has("tokens") && store(config_.sequence_length, t.integer("tokens", {1, kMaxTokens})) && positions_ > 0 &&
-        config_.sequence_length > positions_)
+    TrainingConfig& c = config_;
+    if (t.has("name"))
+      if (const auto name = t.text("name")) {
+        c.name = *name;
+        if (!is_run_name(c.name))
+          reader_.report(t.path("name"), "1 to 100 letters, digits, '.', '_' or '-', not beginning with '.'",
+                         "the run's folder is named by it");
+      }
+    c.sequences = t.integer_or("batch", c.sequences, {1, kMaxBatch}, "sequences of a step");
+    c.sequence_length = t.integer_or("tokens", c.sequence_length, {1, kMaxTokens});
+    if (positions_ > 0 && c.sequence_length > positions_)
       reader_.report(t.path("tokens"), fmt::format("at most the model's {} positions", positions_),
                      "there are learned positions for no more");
-    if (t.has("steps")) store(config_.training_steps, t.integer("steps", {1, kMaxSteps}));
-    if (t.has("dtype")) store(config_.model_dtype, t.one_of("dtype", {"bfloat16", "float16", "float32"}));
-    if (t.has("seed")) store(config_.seed, t.integer("seed", {.min = 0}));
-    if (t.has("grad_clip_norm"))
-      store(config_.grad_clip_norm, t.number("grad_clip_norm", {.min = 0, .max = 1e6}, "0: gradients of any norm"));
-    if (t.has("balance_weight"))
-      store(config_.model.balance_weight, t.number("balance_weight", {.min = 0, .max = 1e6}));
-    config_.lr.warmup_steps = config_.training_steps / 10;
+    c.training_steps = t.integer_or("steps", c.training_steps, {1, kMaxSteps});
+    c.model_dtype = t.one_of_or("dtype", c.model_dtype, {"bfloat16", "float16", "float32"});
+    c.seed = t.integer_or("seed", c.seed, {.min = 0});
+    c.grad_clip_norm =
+        t.number_or("grad_clip_norm", c.grad_clip_norm, {.min = 0, .max = 1e6}, "0: gradients of any norm");
+    c.model.balance_weight = t.number_or("balance_weight", c.model.balance_weight, {.min = 0, .max = 1e6});
+    if (!constant_lr_) c.lr.warmup_steps = c.training_steps / 10;
     if (t.has("lr"))
       if (auto lr = t.object("lr")) read_lr(*lr);
     if (t.has("adam"))
       if (auto adam = t.object("adam")) {
         const NumberRange below_one{.min = 0, .max = 1, .max_open = true};
-        if (adam->has("beta1")) store(config_.adam.beta1, adam->number("beta1", below_one));
-        if (adam->has("beta2")) store(config_.adam.beta2, adam->number("beta2", below_one));
-        if (adam->has("epsilon"))
-          store(config_.adam.epsilon, adam->number("epsilon", {.min = 0, .max = 1, .min_open = true}));
-        if (adam->has("weight_decay"))
-          store(config_.adam.weight_decay, adam->number("weight_decay", {.min = 0, .max = 10}));
+        c.adam.beta1 = adam->number_or("beta1", c.adam.beta1, below_one);
+        c.adam.beta2 = adam->number_or("beta2", c.adam.beta2, below_one);
+        c.adam.epsilon = adam->number_or("epsilon", c.adam.epsilon, {.min = 0, .max = 1, .min_open = true});
+        c.adam.weight_decay = adam->number_or("weight_decay", c.adam.weight_decay, {.min = 0, .max = 10});
       }
   }
 
   void read_lr(ObjectReader& section) {
     LrSchedule& lr = config_.lr;
     const NumberRange rate{.min = 0, .max = 10};
-    if (section.has("max_lr") && store(lr.max_lr, section.number("max_lr", {.min = 0, .max = 10, .min_open = true}))) {
-      lr.end_lr = lr.max_lr / 10;
-      lr.min_lr = std::min(lr.min_lr, lr.max_lr);
+    if (section.has("max_lr")) {
+      lr.max_lr = section.number_or("max_lr", lr.max_lr, {.min = 0, .max = 10, .min_open = true});
+      lr.end_lr = constant_lr_ ? lr.max_lr : lr.max_lr / 10;
+      lr.min_lr = constant_lr_ ? lr.max_lr : std::min(lr.min_lr, lr.max_lr);
     }
-    if (section.has("min_lr") && store(lr.min_lr, section.number("min_lr", rate)) && lr.min_lr > lr.max_lr)
+    lr.min_lr = section.number_or("min_lr", lr.min_lr, rate);
+    if (lr.min_lr > lr.max_lr)
       reader_.report(section.path("min_lr"), fmt::format("at most max_lr, which is {}", lr.max_lr),
                      "the warm-up climbs from min_lr to max_lr");
-    if (section.has("end_lr") && store(lr.end_lr, section.number("end_lr", rate)) && lr.end_lr > lr.max_lr)
+    lr.end_lr = section.number_or("end_lr", lr.end_lr, rate);
+    if (lr.end_lr > lr.max_lr)
       reader_.report(section.path("end_lr"), fmt::format("at most max_lr, which is {}", lr.max_lr),
                      "the cosine falls from max_lr to end_lr");
-    if (section.has("warmup_steps")) store(lr.warmup_steps, section.integer("warmup_steps", {0, kMaxSteps}));
-    if (section.has("end_steps") && store(lr.end_steps, section.integer("end_steps", {1, kMaxSteps}))) {
-      has_end_ = true;
-      if (lr.end_steps <= lr.warmup_steps)
-        reader_.report(section.path("end_steps"), fmt::format("more than warmup_steps, which is {}", lr.warmup_steps),
-                       "the cosine lies between warmup_steps and end_steps, both counted from step 0");
-    }
+    lr.warmup_steps = section.integer_or("warmup_steps", lr.warmup_steps, {0, kMaxSteps});
+    has_end_ = section.has("end_steps");
+    lr.end_steps = section.integer_or("end_steps", lr.end_steps, {1, kMaxSteps});
+    if (has_end_ && lr.end_steps <= lr.warmup_steps)
+      reader_.report(section.path("end_steps"), fmt::format("more than warmup_steps, which is {}", lr.warmup_steps),
+                     "the cosine lies between warmup_steps and end_steps, both counted from step 0");
   }
 
   JsonReader reader_;
   TrainingConfig& config_;
   std::int64_t positions_;
+  bool
+      constant_lr_;  // the family's own schedule: what is said of the rate leaves it constant, unless it says otherwise
   bool has_end_ = false;
 };
 

@@ -1,7 +1,6 @@
 #include "model/lowering/differentiate.h"
 
 #include <algorithm>
-#include <map>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -21,6 +20,12 @@ bool same_window(const View& a, const View& b) {
   if (is_contiguous(a) && is_contiguous(b)) return a.offset == b.offset && count(a) == count(b);
   return a.rows == b.rows && a.cols == b.cols && a.offset == b.offset && a.own_rows == b.own_rows &&
          a.own_cols == b.own_cols;
+}
+
+// The operation, if it gathers.
+const Collective* gather(const Op& op) {
+  const auto* c = std::get_if<Collective>(&op);
+  return c && c->kind == CollectiveKind::kAllGather ? c : nullptr;
 }
 
 // The gradient of one tensor of the computation while it comes together.
@@ -231,8 +236,12 @@ class Differentiator final : public Backward {
     return !touched ? Cover::kNone : at >= end_of_v ? Cover::kWhole : Cover::kPartly;
   }
 
-  // What nothing has been written to is 0: from its birth on, so that all else is added.
+  // What nothing has been written to is 0: from its birth on, so that all else is added. But a gradient that earlier
+  // microbatches have left something in must not be cleared.
   void fill(Gradient& g, TensorId of) {
+    check(tensor(of).frame != Frame::kWeights || !frames_.accumulate,
+          "{}: a part of {} is used, then a larger one: clearing its gradient would lose that of earlier microbatches",
+          forward_.name, tensor(of).name);
     const std::size_t at = g.birth;
     out_.ops.insert(out_.ops.begin() + static_cast<std::ptrdiff_t>(at), Fill{in(g, all_of(of))});
     for (Gradient& other : gradients_)
@@ -274,10 +283,6 @@ class Differentiator final : public Backward {
   // ---- values of the forward pass ----
 
   const Op& writer(TensorId t) const { return forward_.ops[first_writer_[static_cast<std::size_t>(t)]]; }
-  const Collective* gather(const Op& op) const {
-    const auto* c = std::get_if<Collective>(&op);
-    return c && c->kind == CollectiveKind::kAllGather ? c : nullptr;
-  }
 
   bool is_cheap(TensorId t) const {
     if (tensor(t).frame != Frame::kWorkspace || writers_[static_cast<std::size_t>(t)] != 1) return false;
@@ -367,52 +372,28 @@ class Differentiator final : public Backward {
   std::size_t now_ = 0;  // the operation whose rule runs
 };
 
-// Which of the values that a backward needs it computes again instead of keeping them, by tensor.
-std::vector<bool> computed_again(const Piece& computation, const std::vector<bool>& needed, const StashPolicy& policy) {
-  std::vector<bool> again(needed.size(), false);
-  if (policy.recompute == Recompute::kFull) return needed;
-  if (policy.recompute != Recompute::kSelective) {
-    for (std::size_t t = 0; t < needed.size(); ++t)
-      if (needed[t] && policy.parts && (*policy.parts)[t]) again[t] = policy.recompute.has(*(*policy.parts)[t]);
-    return again;
+// Operations of which nothing is read afterwards, here or in other pieces.
+void drop_unread_operations(Piece& piece) {
+  std::vector<bool> wanted(piece.tensors.size(), false);
+  std::vector<Op> read;
+  for (auto op = piece.ops.rbegin(); op != piece.ops.rend(); ++op) {
+    bool is_read = false;
+    for_each_operand(*op, [&](std::string_view, const View& v, Access access) {
+      const auto t = static_cast<std::size_t>(v.tensor);
+      is_read |= access != Access::kRead && (wanted[t] || piece.tensors[t].frame != Frame::kWorkspace);
+    });
+    if (!is_read) continue;
+    for_each_operand(*op, [&](std::string_view, const View& v, Access access) {
+      if (access != Access::kWrite) wanted[static_cast<std::size_t>(v.tensor)] = true;
+    });
+    read.push_back(std::move(*op));
   }
-  struct Candidate {
-    std::size_t tensor;
-    double flops_per_byte;
-  };
-  std::vector<Candidate> candidates;
-  std::int64_t left = 0;
-  for (std::size_t t = 0; t < needed.size(); ++t) {
-    if (!needed[t]) continue;
-    left += computation.tensors[t].bytes();
-    std::int64_t flops = 0, bytes = 0;
-    bool communicates = false;
-    for (const Op& op : computation.ops) {
-      bool writes_it = false;
-      std::int64_t written = 0;
-      for_each_operand(op, [&](std::string_view field, const View& v, Access access) {
-        if (access == Access::kRead || field == "scratch") return;
-        writes_it |= static_cast<std::size_t>(v.tensor) == t;
-        written += computation.tensors[static_cast<std::size_t>(v.tensor)].bytes();
-      });
-      if (!writes_it) continue;
-      communicates |= std::holds_alternative<Collective>(op);
-      flops += work_of(op, computation).flops.value;
-      bytes = std::max(bytes, written);
-    }
-    if (!communicates) candidates.push_back({t, static_cast<double>(flops) / static_cast<double>(bytes)});
-  }
-  std::ranges::stable_sort(candidates, {}, &Candidate::flops_per_byte);
-  const std::int64_t half = left / 2;
-  for (const Candidate& c : candidates) {
-    if (left <= half) break;
-    again[c.tensor] = true;
-    left -= computation.tensors[c.tensor].bytes();
-  }
-  return again;
+  std::ranges::reverse(read);
+  piece.ops = std::move(read);
 }
 
-// The part of the computation that leads from what is kept to what is computed again, in front of the backward.
+// The part of the computation that leads from what is kept to what is computed again, in front of the backward. What it
+// gathers on its way stays for the backward, which would gather it once more.
 void compute_in_front(const Piece& computation, const Differentiator& derived, const std::vector<bool>& again_,
                       Piece& backward) {
   const auto kept = [&](TensorId t) {
@@ -436,6 +417,15 @@ void compute_in_front(const Piece& computation, const Differentiator& derived, c
     if (derived.kept()[t] || computation.tensors[t].frame != Frame::kWorkspace) place[t] = derived.values()[t];
     if (again_[t]) backward.tensors[static_cast<std::size_t>(place[t])].frame = Frame::kWorkspace;
   }
+  for (std::size_t i = 0; i < computation.ops.size(); ++i) {
+    const Collective* gathers = runs[i] ? gather(computation.ops[i]) : nullptr;
+    if (!gathers) continue;
+    const auto t = static_cast<std::size_t>(gathers->dst.tensor);
+    const TensorId later = derived.values()[t];
+    if (place[t] != kNoTensor || later == kNoTensor) continue;
+    place[t] = later;
+    std::erase_if(backward.ops, [&](const Op& op) { return gather(op) && gather(op)->dst.tensor == later; });
+  }
   std::vector<Op> ops;
   for (std::size_t i = 0; i < computation.ops.size(); ++i) {
     if (!runs[i]) continue;
@@ -454,6 +444,8 @@ void compute_in_front(const Piece& computation, const Differentiator& derived, c
     ops.push_back(std::move(op));
   }
   backward.ops.insert(backward.ops.begin(), std::make_move_iterator(ops.begin()), std::make_move_iterator(ops.end()));
+  drop_unread_operations(backward);
+  drop_unused_tensors(backward);
 }
 
 // Of collectives of one group, one behind the other, the one that moves least goes first: what waits for it goes on beside the
@@ -506,105 +498,6 @@ Differentiated differentiate(const Piece& computation, const MeshShape& mesh, co
   finish(out.forward);
   small_collectives_first(out.backward, mesh);
   finish(out.backward);
-  return out;
-}
-
-namespace {
-
-// Operations that the last value of kD depends on. What they change in place is theirs, too.
-std::vector<bool> leading_to_input(const Piece& backward) {
-  std::vector<bool> leads(backward.ops.size(), false), wanted(backward.tensors.size(), false);
-  for (std::size_t t = 0; t < wanted.size(); ++t) wanted[t] = backward.tensors[t].frame == Frame::kD;
-  for (std::size_t i = backward.ops.size(); i-- > 0;) {
-    for_each_operand(backward.ops[i], [&](std::string_view, const View& v, Access access) {
-      if (access != Access::kRead && wanted[static_cast<std::size_t>(v.tensor)]) leads[i] = true;
-    });
-    if (!leads[i]) continue;
-    for_each_operand(backward.ops[i], [&](std::string_view, const View& v, Access access) {
-      if (access != Access::kWrite) wanted[static_cast<std::size_t>(v.tensor)] = true;
-    });
-  }
-  return leads;
-}
-
-void drop_unused(Piece& piece) {
-  std::vector<TensorId> place(piece.tensors.size(), kNoTensor);
-  std::vector<Tensor> used;
-  for (Op& op : piece.ops)
-    map_operands(op, [&](std::string_view, View& v, Access) {
-      if (!v) return;
-      TensorId& at = place[static_cast<std::size_t>(v.tensor)];
-      if (at == kNoTensor) {
-        at = static_cast<TensorId>(used.size());
-        used.push_back(piece.tensors[static_cast<std::size_t>(v.tensor)]);
-      }
-      v.tensor = at;
-    });
-  piece.tensors = std::move(used);
-}
-
-}  // namespace
-
-SplitBackward split(const Piece& backward, std::int64_t stash_begin) {
-  const std::vector<bool> leads = leading_to_input(backward);
-  std::vector<Tensor> tensors = backward.tensors;
-  const auto changes = [&](std::size_t i, TensorId t) {
-    bool found = false;
-    for_each_operand(backward.ops[i], [&](std::string_view, const View& v, Access access) {
-      found |= access != Access::kRead && v.tensor == t;
-    });
-    return found;
-  };
-  // The weights' part reads a value that the input's part changes later: the latter leaves a copy before it does.
-  std::vector<std::vector<Op>> copies(backward.ops.size());  // in front of an operation
-  std::map<std::pair<TensorId, std::size_t>, TensorId> copy_of;
-  SplitBackward out;
-  out.input.name = backward.name + ".input";
-  out.weights.name = backward.name + ".weights";
-  for (std::size_t i = 0; i < backward.ops.size(); ++i) {
-    if (leads[i] || std::holds_alternative<Free>(backward.ops[i])) continue;
-    Op op = backward.ops[i];
-    map_operands(op, [&](std::string_view, View& v, Access access) {
-      if (!v || access == Access::kWrite) return;
-      std::size_t next = i + 1;
-      while (next < backward.ops.size() && !(leads[next] && changes(next, v.tensor))) ++next;
-      if (next == backward.ops.size()) return;
-      const auto [copy, is_new] = copy_of.emplace(std::pair(v.tensor, next), static_cast<TensorId>(tensors.size()));
-      if (is_new) {
-        const Tensor& of = backward.tensors[static_cast<std::size_t>(v.tensor)];
-        const std::int64_t n = elements(of.shape);
-        tensors.push_back({of.name + ".then", of.shape, of.dtype, Frame::kWorkspace, 0});
-        copies[next].emplace_back(Cast{{v.tensor, 1, n, n, 0}, {copy->second, 1, n, n, 0}});
-      }
-      v.tensor = copy->second;
-    });
-    out.weights.ops.push_back(std::move(op));
-  }
-  for (std::size_t i = 0; i < backward.ops.size(); ++i) {
-    if (!leads[i]) continue;
-    for (Op& copy : copies[i]) out.input.ops.push_back(std::move(copy));
-    out.input.ops.push_back(backward.ops[i]);
-  }
-  std::vector<bool> left(tensors.size(), false), wanted = left;
-  for (const Op& op : out.input.ops)
-    for_each_operand(op, [&](std::string_view, const View& v, Access access) {
-      if (access != Access::kRead) left[static_cast<std::size_t>(v.tensor)] = true;
-    });
-  for (const Op& op : out.weights.ops)
-    for_each_operand(op, [&](std::string_view, const View& v, Access access) {
-      if (access != Access::kWrite) wanted[static_cast<std::size_t>(v.tensor)] = true;
-    });
-  for (std::size_t t = 0; t < tensors.size(); ++t) {
-    if (tensors[t].frame != Frame::kWorkspace || !left[t] || !wanted[t]) continue;
-    tensors[t].frame = Frame::kStash;
-    tensors[t].offset = stash_begin + out.stash_bytes;
-    out.stash_bytes += align_up(tensors[t].bytes());
-  }
-  for (Piece* piece : {&out.input, &out.weights}) {
-    piece->tensors = tensors;
-    drop_unused(*piece);
-    finish(*piece);
-  }
   return out;
 }
 

@@ -51,6 +51,19 @@ class Writer {
     return static_cast<int>(set_.pieces.size()) - 1;
   }
 
+  // "moe" or "dense"; of several kinds of these, with the first layer of each: "dense.layer5".
+  std::vector<std::string> names_of_kinds(const std::vector<int>& first_of_kind) const {
+    const auto is_moe = [&](int layer) {
+      return std::holds_alternative<Experts>(model_.layers[static_cast<std::size_t>(layer)].ffn);
+    };
+    std::vector<std::string> names;
+    for (const int layer : first_of_kind) {
+      names.emplace_back(is_moe(layer) ? "moe" : "dense");
+      if (std::ranges::count(first_of_kind, is_moe(layer), is_moe) > 1) names.back() += fmt::format(".layer{}", layer);
+    }
+    return names;
+  }
+
   void make_layer_kinds() {
     out_.kind_of_layer.resize(model_.layers.size());
     std::vector<int> first_of_kind;
@@ -60,11 +73,13 @@ class Writer {
              !(model_.layers[first_of_kind[kind]] == model_.layers[layer]))
         ++kind;
       out_.kind_of_layer[layer] = kind;
-      if (kind < static_cast<int>(first_of_kind.size())) continue;
-      first_of_kind.push_back(layer);
-      const Layer& spec = model_.layers[layer];
-      const Block& block = set_.blocks[layer];
-      const std::string name = std::holds_alternative<Experts>(spec.ffn) ? "moe" : "dense";
+      if (kind == static_cast<int>(first_of_kind.size())) first_of_kind.push_back(layer);
+    }
+    const std::vector<std::string> names = names_of_kinds(first_of_kind);
+    for (std::size_t kind = 0; kind < names.size(); ++kind) {
+      const std::string& name = names[kind];
+      const Layer& spec = model_.layers[first_of_kind[kind]];
+      const Block& block = set_.blocks[first_of_kind[kind]];
       BlockPieces p = state_pieces(block, name, true);
       Differentiated pieces = layer_pieces(context_, spec, block, plan_.recompute, plan_.fsdp < 2, name);
       p.forward = add(std::move(pieces.forward));

@@ -1,5 +1,6 @@
 // The pieces of a step, which all stages share: each kind of layer, the embedding, the head, messages, and what FSDP does
-// with parameters, gradients and optimizer state.
+// with parameters, gradients and optimizer state. A layer's are named by its kind, "moe.forward" and "dense.forward"; where a
+// model has several kinds of these, also by the first layer of the kind: "dense.layer5.forward".
 #pragma once
 
 #include <array>

@@ -44,12 +44,13 @@ void Experts::list(ParameterList& list) const {
   }
   list.linear("moe.router", C, experts, bias, ModuleKind::kRouter);
   if (correction) list.buffer("moe.router.correction", {1, experts}, ModuleKind::kRouter);
-  const auto of_experts = [&](const std::string& name, std::int64_t in, std::int64_t out, Layout kernel, Layout tp) {
-    list.kernel(name + ".kernel", {experts, in, out}, ModuleKind::kExperts, kernel, name.ends_with("1"));
+  const auto of_experts = [&](const std::string& name, std::int64_t in, std::int64_t out, Layout kernel, Layout tp,
+                              bool ends_branch) {
+    list.kernel(name + ".kernel", {experts, in, out}, ModuleKind::kExperts, kernel, ends_branch);
     if (bias) list.constant(name + ".bias", {experts, out}, 0, ModuleKind::kExperts, tp);
   };
-  of_experts("moe.expert.0", C, parts * hidden, Layout::shard(2, parts), Layout::shard(1, parts));
-  of_experts("moe.expert.1", hidden, C, Layout::shard(1), {});
+  of_experts("moe.expert.0", C, parts * hidden, Layout::shard(2, parts), Layout::shard(1, parts), false);
+  of_experts("moe.expert.1", hidden, C, Layout::shard(1), {}, true);
 }
 
 View Experts::forward(Forward& f, const View& own) const {

@@ -37,10 +37,10 @@ View Forward::at(Frame frame, std::string_view name, std::int64_t rows, std::int
 View Forward::metrics() { return at(Frame::kMetrics, "metrics", 1, kLoadFirst + context_.set.experts, DType::kF64); }
 
 const ParameterPlacement* Forward::find(std::string_view name, const Unit** in) const {
+  const std::string whole_name = (block_->layer >= 0 ? block_->name + "." : "") + std::string(name);
   for (const Unit& unit : block_->units)
     for (const ParameterPlacement& p : unit.parameters) {
-      const std::string& full = context_.set.parameters[static_cast<std::size_t>(p.parameter)].name;
-      if (!full.ends_with(name) || (full.size() > name.size() && full[full.size() - name.size() - 1] != '.')) continue;
+      if (context_.set.parameters[static_cast<std::size_t>(p.parameter)].name != whole_name) continue;
       *in = &unit;
       return &p;
     }

@@ -56,8 +56,8 @@ class Forward {
   View at(Frame frame, std::string_view name, std::int64_t rows, std::int64_t cols, DType dtype,
           std::int64_t offset = 0);
   View metrics();
-  // A parameter of the block (in the compute dtype, whole over dp) or its gradient, by the name after the block's prefix
-  // ("mla.down.kernel"), as a matrix: all dimensions but the last are rows.
+  // A parameter of the block (in the compute dtype, whole over dp) or its gradient, by the name that its module gave it (of
+  // "layers.7.mla.down.kernel": "mla.down.kernel"), as a matrix: all dimensions but the last are rows.
   View param(std::string_view name);
   View grad(std::string_view name);
   bool has(std::string_view name) const;

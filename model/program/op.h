@@ -26,8 +26,16 @@ namespace meshwright {
 
 enum class Access : std::uint8_t { kRead, kWrite, kUpdate };  // kUpdate: reads what is there and writes
 
-// Every operation lists its fields once, in `fields(self, v)`: operands as v(name, View, Access), attributes as
-// v(name, value). Printing, verifying and address computation are visitors of that list.
+// Of an operand: its rows are those of a row buffer of experts (RouteShape), of which only the routed ones are touched.
+struct ExpertRows {
+  bool value = true;
+};
+
+// Every operation lists its fields once, in `fields(self, v)`: operands as v(name, View, Access) or, where it matters which
+// rows they have, v(name, View, Access, ExpertRows); attributes as v(name, value). Printing, verifying and address
+// computation are visitors of that list.
+template <class... Rest>  // of what v is given behind the name
+constexpr bool kIsOperand = sizeof...(Rest) >= 2;
 
 // ---- matrix products -----------------------------------------------------------------------------------------------
 
@@ -67,11 +75,11 @@ struct GroupedGemm {
   std::int64_t other() const { return ta ? a.cols : (tb ? b.cols : b.rows / experts); }
   template <class S, class V>
   static void fields(S& s, V&& v) {
-    v("a", s.a, Access::kRead);
-    v("b", s.b, Access::kRead);
+    v("a", s.a, Access::kRead, ExpertRows{});
+    v("b", s.b, Access::kRead, ExpertRows{s.ta});
     v("bias", s.bias, Access::kRead);
     v("rows", s.rows, Access::kRead);
-    v("c", s.c, s.accumulate ? Access::kUpdate : Access::kWrite);
+    v("c", s.c, s.accumulate ? Access::kUpdate : Access::kWrite, ExpertRows{!s.ta});
     v("experts", s.experts);
     v("capacity", s.capacity);
     v("ta", s.ta);
@@ -105,9 +113,9 @@ struct GroupedColumnSum {
   bool accumulate = false;
   template <class S, class V>
   static void fields(S& s, V&& v) {
-    v("in", s.in, Access::kRead);
+    v("in", s.in, Access::kRead, ExpertRows{});
     v("rows", s.rows, Access::kRead);
-    v("weight", s.weight, Access::kRead);
+    v("weight", s.weight, Access::kRead, ExpertRows{});
     v("out", s.out, s.accumulate ? Access::kUpdate : Access::kWrite);
     v("experts", s.experts);
     v("capacity", s.capacity);
@@ -395,9 +403,9 @@ struct Activation {
   std::int64_t experts = 1, capacity = 0;
   template <class S, class V>
   static void fields(S& s, V&& v) {
-    v("in", s.in, Access::kRead);
+    v("in", s.in, Access::kRead, ExpertRows{bool(s.rows)});
     v("rows", s.rows, Access::kRead);
-    v("out", s.out, Access::kWrite);
+    v("out", s.out, Access::kWrite, ExpertRows{bool(s.rows)});
     v("kind", name(s.kind));
     v("experts", s.experts);
     v("capacity", s.capacity);
@@ -413,9 +421,9 @@ struct ActivationBackward {
   std::int64_t experts = 1, capacity = 0;
   template <class S, class V>
   static void fields(S& s, V&& v) {
-    v("in", s.in, Access::kRead);
+    v("in", s.in, Access::kRead, ExpertRows{bool(s.rows)});
     v("rows", s.rows, Access::kRead);
-    v("d", s.d, Access::kUpdate);
+    v("d", s.d, Access::kUpdate, ExpertRows{bool(s.rows)});
     v("kind", name(s.kind));
     v("experts", s.experts);
     v("capacity", s.capacity);
@@ -431,9 +439,9 @@ struct GatedActivation {
   std::int64_t experts = 1, capacity = 0;
   template <class S, class V>
   static void fields(S& s, V&& v) {
-    v("in", s.in, Access::kRead);
+    v("in", s.in, Access::kRead, ExpertRows{bool(s.rows)});
     v("rows", s.rows, Access::kRead);
-    v("out", s.out, Access::kWrite);
+    v("out", s.out, Access::kWrite, ExpertRows{bool(s.rows)});
     v("kind", name(s.kind));
     v("experts", s.experts);
     v("capacity", s.capacity);
@@ -449,10 +457,10 @@ struct GatedActivationBackward {
   std::int64_t experts = 1, capacity = 0;
   template <class S, class V>
   static void fields(S& s, V&& v) {
-    v("in", s.in, Access::kRead);
-    v("d", s.d, Access::kRead);
+    v("in", s.in, Access::kRead, ExpertRows{bool(s.rows)});
+    v("d", s.d, Access::kRead, ExpertRows{bool(s.rows)});
     v("rows", s.rows, Access::kRead);
-    v("din", s.din, Access::kWrite);
+    v("din", s.din, Access::kWrite, ExpertRows{bool(s.rows)});
     v("kind", name(s.kind));
     v("experts", s.experts);
     v("capacity", s.capacity);
@@ -642,7 +650,7 @@ struct Dispatch {
   static void fields(S& s, V&& v) {
     v("h", s.h, Access::kRead);
     v("slot", s.slot, Access::kRead);
-    v("out", s.out, Access::kWrite);
+    v("out", s.out, Access::kWrite, ExpertRows{});
   }
 };
 
@@ -654,7 +662,7 @@ struct DispatchBackward {
   bool accumulate = false;
   template <class S, class V>
   static void fields(S& s, V&& v) {
-    v("d", s.d, Access::kRead);
+    v("d", s.d, Access::kRead, ExpertRows{});
     v("slot", s.slot, Access::kRead);
     v("dh", s.dh, s.accumulate ? Access::kUpdate : Access::kWrite);
     v("acc", s.accumulate);
@@ -674,14 +682,14 @@ struct ExpertCombine {
   bool accumulate = false;
   template <class S, class V>
   static void fields(S& s, V&& v) {
-    v("a", s.a, Access::kRead);
+    v("a", s.a, Access::kRead, ExpertRows{});
     v("w", s.w, Access::kRead);
     v("choice", s.choice, Access::kRead);
     v("slot", s.slot, Access::kRead);
     v("gate", s.gate, Access::kRead);
     v("rows", s.rows, Access::kRead);
     v("bias", s.bias, Access::kRead);
-    v("product", s.product, Access::kWrite);
+    v("product", s.product, Access::kWrite, ExpertRows{});
     v("out", s.out, s.accumulate ? Access::kUpdate : Access::kWrite);
     v("bias_scale", s.bias_scale);
     v("p", s.dropout);
@@ -701,8 +709,8 @@ struct CombineBackward {
     v("choice", s.choice, Access::kRead);
     v("slot", s.slot, Access::kRead);
     v("gate", s.gate, Access::kRead);
-    v("d", s.d, Access::kWrite);
-    v("row_gate", s.row_gate, Access::kWrite);
+    v("d", s.d, Access::kWrite, ExpertRows{});
+    v("row_gate", s.row_gate, Access::kWrite, ExpertRows{});
     v("p", s.dropout);
   }
 };
@@ -718,9 +726,9 @@ struct GateBackward {
   double bias_scale = 1;
   template <class S, class V>
   static void fields(S& s, V&& v) {
-    v("a", s.a, Access::kRead);
-    v("da", s.da, Access::kRead);
-    v("d", s.d, Access::kRead);
+    v("a", s.a, Access::kRead, ExpertRows{});
+    v("da", s.da, Access::kRead, ExpertRows{});
+    v("d", s.d, Access::kRead, ExpertRows{});
     v("bias", s.bias, Access::kRead);
     v("choice", s.choice, Access::kRead);
     v("slot", s.slot, Access::kRead);
@@ -736,9 +744,9 @@ struct RowScale {
   RouteShape shape;
   template <class S, class V>
   static void fields(S& s, V&& v) {
-    v("row_gate", s.row_gate, Access::kRead);
+    v("row_gate", s.row_gate, Access::kRead, ExpertRows{});
     v("rows", s.rows, Access::kRead);
-    v("x", s.x, Access::kUpdate);
+    v("x", s.x, Access::kUpdate, ExpertRows{});
   }
 };
 
@@ -961,7 +969,8 @@ void map_operands(Op& op, F&& f) {
   std::visit(
       [&](auto& o) {
         std::remove_cvref_t<decltype(o)>::fields(o, [&](std::string_view field, auto&&... rest) {
-          if constexpr (sizeof...(rest) == 2) f(field, rest...);
+          if constexpr (kIsOperand<decltype(rest)...>)
+            [&](View& view, Access access, ExpertRows = {}) { f(field, view, access); }(rest...);
         });
       },
       op);
@@ -973,8 +982,8 @@ void for_each_operand(const Op& op, F&& f) {
   std::visit(
       [&](const auto& o) {
         std::remove_cvref_t<decltype(o)>::fields(o, [&](std::string_view field, const auto&... rest) {
-          if constexpr (sizeof...(rest) == 2) {
-            [&](const View& view, Access access) {
+          if constexpr (kIsOperand<decltype(rest)...>) {
+            [&](const View& view, Access access, ExpertRows = {}) {
               if (view) f(field, view, access);
             }(rest...);
           }

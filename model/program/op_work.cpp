@@ -36,23 +36,22 @@ struct WorkOf {
     return {view.rows * view.cols * size_of(dtype(view))};
   }
 
-  // Bytes of every operand, read or written once; an update does both. `skip`: an operand that is not
-  // counted. Of row buffers of experts (buffer_rows rows) only the routed rows are touched.
+  // Bytes of every operand, read or written once; an update does both. `skip`: an operand that is not counted. Of row buffers
+  // of experts only the routed rows are touched.
   template <class O>
-  Work streamed(const O& op, std::string_view skip = {}, std::int64_t buffer_rows = 0) const {
+  Work streamed(const O& op, std::string_view skip = {}) const {
     Work work;
     Bytes largest{-1};
     O::fields(op, [&](std::string_view field, const auto&... rest) {
-      if constexpr (sizeof...(rest) == 2) {
-        [&](const View& view, Access access) {
+      if constexpr (kIsOperand<decltype(rest)...>) {
+        [&](const View& view, Access access, ExpertRows of_experts = {false}) {
           if (!view || field == skip) return;
           if (bytes(view) > largest) {
             largest = bytes(view);
             work.dtype = dtype(view);
           }
           Bytes touched = bytes(view);
-          if (routed_rows >= 0 && buffer_rows > 0 && view.rows == buffer_rows)
-            touched = touched.value / buffer_rows * Bytes{routed_rows};
+          if (of_experts.value && routed_rows >= 0) touched = routed_rows * Bytes{view.cols * size_of(dtype(view))};
           work.bytes += (access == Access::kUpdate ? 2 : 1) * touched;
         }(rest...);
       }
@@ -71,7 +70,7 @@ struct WorkOf {
   Work operator()(const GroupedGemm& op) const {
     const std::int64_t rows = routed_rows < 0 ? op.a.rows : routed_rows;
     const std::int64_t rows_per_expert = divide_up(rows, op.experts);
-    Work work = streamed(op, {}, op.a.rows);
+    Work work = streamed(op);
     work.m = op.ta ? op.other() : rows_per_expert;
     work.n = op.n();
     work.k = op.ta ? rows_per_expert : op.other();
@@ -84,7 +83,7 @@ struct WorkOf {
   // The product of the routed rows; it is written, and read once by the sum.
   Work operator()(const ExpertCombine& op) const {
     const std::int64_t rows = routed_rows < 0 ? op.shape.buffer_rows() : routed_rows;
-    Work work = streamed(op, {}, op.shape.buffer_rows());
+    Work work = streamed(op);
     work.bytes += rows * Bytes{op.product.cols * size_of(dtype(op.product))};
     work.m = divide_up(rows, op.shape.experts), work.n = op.out.cols, work.k = op.a.cols, work.batch = op.shape.experts;
     work.flops = {2 * rows * work.n * work.k};
@@ -147,13 +146,13 @@ struct WorkOf {
     return view;
   }
 
-  Work operator()(const GroupedColumnSum& op) const { return streamed(op, {}, op.in.rows); }
-  Work operator()(const Activation& op) const { return streamed(op, {}, op.rows ? op.in.rows : 0); }
-  Work operator()(const ActivationBackward& op) const { return streamed(op, {}, op.rows ? op.in.rows : 0); }
-  Work operator()(const GatedActivation& op) const { return streamed(op, {}, op.rows ? op.in.rows : 0); }
-  Work operator()(const GatedActivationBackward& op) const { return streamed(op, {}, op.rows ? op.in.rows : 0); }
-  Work operator()(const GateBackward& op) const { return streamed(op, {}, op.shape.buffer_rows()); }
-  Work operator()(const RowScale& op) const { return streamed(op, {}, op.shape.buffer_rows()); }
+  Work operator()(const GroupedColumnSum& op) const { return streamed(op); }
+  Work operator()(const Activation& op) const { return streamed(op); }
+  Work operator()(const ActivationBackward& op) const { return streamed(op); }
+  Work operator()(const GatedActivation& op) const { return streamed(op); }
+  Work operator()(const GatedActivationBackward& op) const { return streamed(op); }
+  Work operator()(const GateBackward& op) const { return streamed(op); }
+  Work operator()(const RowScale& op) const { return streamed(op); }
 
   Work operator()(const ColumnSum& op) const { return streamed(op); }
   Work operator()(const RmsNorm& op) const { return streamed(op); }

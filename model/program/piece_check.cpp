@@ -341,8 +341,8 @@ class PieceReader {
   void check_extents(const O& op) {
     static_assert(kOpKinds == 44, "a new kind of operation: decide here which extents must agree");
     O::fields(op, [&](std::string_view field, const auto&... rest) {
-      if constexpr (sizeof...(rest) == 2) {
-        [&](const View& view, Access) {
+      if constexpr (kIsOperand<decltype(rest)...>) {
+        [&](const View& view, Access, ExpertRows = {}) {
           if (view && view.rows > 1 && view.ld != view.cols)
             fault("{}: rows of {} columns lie {} apart", field, view.cols, view.ld);
         }(rest...);

@@ -84,7 +84,7 @@ struct FieldWriter {
   const Call& call;
   const Piece& piece;
 
-  void operator()(std::string_view field, const View& view, Access) const {
+  void operator()(std::string_view field, const View& view, Access, ExpertRows = {}) const {
     if (!view) return;
     const Tensor& tensor = piece.tensors[view.tensor];
     line += fmt::format(" {}={}[{}x{}]@{}{}", field, tensor.name, view.rows, view.cols,
@@ -154,6 +154,22 @@ MemoryClass memory_class(const Call& call, Frame frame) {
       return MemoryClass::kData;
   }
   return MemoryClass::kData;
+}
+
+void drop_unused_tensors(Piece& piece) {
+  std::vector<TensorId> place(piece.tensors.size(), kNoTensor);
+  std::vector<Tensor> used;
+  for (Op& op : piece.ops)
+    map_operands(op, [&](std::string_view, View& v, Access) {
+      if (!v) return;
+      TensorId& at = place[static_cast<std::size_t>(v.tensor)];
+      if (at == kNoTensor) {
+        at = static_cast<TensorId>(used.size());
+        used.push_back(piece.tensors[static_cast<std::size_t>(v.tensor)]);
+      }
+      v.tensor = at;
+    });
+  piece.tensors = std::move(used);
 }
 
 void free_after_last_use(Piece& piece) {

@@ -208,6 +208,9 @@ constexpr bool lives_throughout(MemoryClass c) {
 // Appends a Free of every workspace tensor behind the last operation that mentions it. Precondition: the piece has none.
 void free_after_last_use(Piece& piece);
 
+// Leaves out tensors that no operation mentions; the others get new ids, by first mention. Precondition: no Free.
+void drop_unused_tensors(Piece& piece);
+
 // Where an operation stands in its stage's program: indices, so that a timeline is cheap to write.
 struct OpPlace {
   int slot = 0;                                      // of Program::slots

@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "model/families/jaxformer.h"
-#include "model/lowering/differentiate.h"
+#include "model/lowering/split_backward.h"
 #include "tests/executor_mpi/training_case.h"
 
 namespace meshwright {

@@ -48,6 +48,27 @@ TEST(Layouts, GoingFromOneToAnotherIsTheCollective) {
   EXPECT_THROW(reshard(cut, Layout::shard(1)), std::logic_error);
 }
 
+TEST(Parameters, AreFoundByTheWholeOfTheirNames) {
+  ProgramSet set;
+  set.parameters = {{"layers.3.moe.down.kernel", {2, 4}}, {"down.kernel", {4, 4}}};
+  const Block layer{.name = "layers.3",
+                    .layer = 3,
+                    .units = {{.name = "layers.3", .parameters = {{0, {}, {2, 4}, 0}}, .elements = 8, .padded = 16}},
+                    .padded = 16};
+  const Block outside{
+      .name = "embedding",
+      .units = {{.name = "embedding", .parameters = {{1, {}, {4, 4}, 0}}, .elements = 16, .padded = 16}},
+      .padded = 16};
+  const StepContext context{.set = set};
+  Forward in_layer("p", context, &layer), elsewhere("p", context, &outside);
+  EXPECT_TRUE(in_layer.has("moe.down.kernel"));
+  for (const char* name : {"down.kernel", "kernel", "layers.3.moe.down.kernel", "own.kernel", "moe.down", ""})
+    EXPECT_FALSE(in_layer.has(name)) << name;
+  EXPECT_THROW(in_layer.param("down.kernel"), std::logic_error);
+  EXPECT_EQ(elsewhere.param("down.kernel").rows, 4);
+  EXPECT_FALSE(elsewhere.has("kernel"));
+}
+
 TEST(Layouts, SummandsThatBecomeTheWholeEverywhereAreSummedInPlace) {
   ProgramSet set;
   set.mesh.tp = 2;

@@ -83,6 +83,34 @@ TEST(ModelFile, MiniGptHasTheTutorialsRecipe) {
   EXPECT_EQ(config.grad_clip_norm, 0);
 }
 
+TEST(ModelFile, MiniGptsRateStaysConstantUnlessThatIsSaid) {
+  const auto rates = [](std::vector<std::string> overrides) {
+    overrides.emplace_back("training.steps=200");
+    return read_config(kModels / "minigpt.json", overrides).lr;
+  };
+  for (const std::int64_t step : {0, 1, 19, 20, 100, 199}) {
+    EXPECT_EQ(learning_rate(rates({}), step), 1e-3) << step;
+    EXPECT_EQ(learning_rate(rates({"training.lr.max_lr=0.25"}), step), 0.25) << step;
+  }
+  EXPECT_EQ(rates({"training.lr.max_lr=0.25", "training.lr.min_lr=0", "training.lr.warmup_steps=10"}),
+            (LrSchedule{0.25, 0, 0.25, 10, 200}));
+  EXPECT_EQ(rates({"training.lr.end_lr=1e-4"}), (LrSchedule{1e-3, 1e-3, 1e-4, 0, 200}));
+}
+
+TEST(ModelFile, PartsOfTheRateAndOfAdamAreSetWithoutAnObjectTraining) {
+  const TrainingConfig config =
+      read_config(kModels / "llama-3-8b.json",
+                  {"training.lr.max_lr=1e-2", "training.lr.warmup_steps=7", "training.adam.beta1=0.5"});
+  EXPECT_EQ(config.lr, (LrSchedule{1e-2, 0, 1e-3, 7, 1000}));
+  EXPECT_EQ(config.adam, (AdamSpec{.beta1 = 0.5, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.1}));
+  // Beside parts that are there, too.
+  EXPECT_EQ(read_config(kModels / "llama-3-8b.json", {"training.steps=50", "training.lr.max_lr=1e-2"}).lr,
+            (LrSchedule{1e-2, 0, 1e-3, 5, 50}));
+  const auto faults = faults_of([] { read_config(kModels / "llama-3-8b.json", {"training.lr.maxlr=1"}); });
+  ASSERT_EQ(faults.size(), 1u);
+  EXPECT_EQ(faults[0].path, "training.lr.maxlr");
+}
+
 TEST(ModelFile, AllFaultsOfModelAndTrainingAreSaidInOnePass) {
   const auto faults = faults_of([] {
     read_config(kModels / "gpt2-124m.json", {"n_head=7", "training.batch=0", "training.dtype=int8",

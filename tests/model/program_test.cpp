@@ -114,6 +114,40 @@ TEST(Work, GroupedGemmIsLinearInTheRowsThatWereRouted) {
   EXPECT_EQ(std::tuple(work.m, work.n, work.k, work.batch), std::tuple(8, 16, 3, 3));
 }
 
+TEST(Work, OnlyExpertRowsAreCountedByTheRowsThatAreRouted) {
+  // Of 3 experts with 8 inputs each the weights have as many rows as the buffer, 24; so have the tokens, of which each
+  // chooses one.
+  Piece piece{.name = "p",
+              .tensors = {{"a", {24, 8}}, {"b", {24, 16}}, {"c", {24, 16}}, {"rows", {1, 3}, DType::kI32}},
+              .ops = {}};
+  GroupedGemm op{.a = whole(piece, 0),
+                 .b = whole(piece, 1),
+                 .c = whole(piece, 2),
+                 .rows = whole(piece, 3),
+                 .experts = 3,
+                 .capacity = 8};
+  EXPECT_EQ(work_of(op, piece, 7).bytes.value, 4 * (7 * 8 + 24 * 16 + 7 * 16 + 3));
+  op.ta = true;  // c is the weights' gradient, b the rows
+  EXPECT_EQ(work_of(op, piece, 7).bytes.value, 4 * (7 * 8 + 7 * 16 + 24 * 16 + 3));
+
+  const RouteShape shape{.tokens = 12, .batch = 2, .experts = 3, .choices = 1};
+  Piece tokens{.name = "p",
+               .tensors = {{"tokens", {24, 8}},
+                           {"rows", {24, 8}},
+                           {"choice", {24, 1}, DType::kI32},
+                           {"slot", {24, 1}, DType::kI32},
+                           {"gate", {24, 1}},
+                           {"row_gate", {24, 1}}},
+               .ops = {}};
+  EXPECT_EQ(work_of(Dispatch{whole(tokens, 0), whole(tokens, 3), whole(tokens, 1), shape}, tokens, 7).bytes.value,
+            4 * (24 * 8 + 24 + 7 * 8));
+  EXPECT_EQ(work_of(CombineBackward{whole(tokens, 0), whole(tokens, 2), whole(tokens, 3), whole(tokens, 4),
+                                    whole(tokens, 1), whole(tokens, 5), shape},
+                    tokens, 7)
+                .bytes.value,
+            4 * (24 * 8 + 3 * 24 + 7 * 8 + 7));
+}
+
 TEST(Work, AttentionFlopsAreThoseOfTheBlocksThatAreComputed) {
   EXPECT_TRUE(rc::check([] {
     const auto upto = [](int n) { return rc::gen::inRange<std::int64_t>(1, n); };
