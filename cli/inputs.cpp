@@ -19,6 +19,7 @@
 #include "executor/data/cache.h"
 #include "executor/launch/launcher.h"
 #include "executor/launch/output.h"
+#include "executor/limits.h"
 #include "model/input/content_key.h"
 #include "model/input/printable.h"
 #include "model/program/op.h"
@@ -179,6 +180,10 @@ Problem make_problem(const TrainingConfig& config, const System& system, DType c
           system.devices()};
 }
 
+Machine machine_here(const System& system, DType compute) {
+  return machine(system, compute, [](const ProgramSet& programs) { return why_not_runnable(programs); });
+}
+
 // ---- searches and plans ------------------------------------------------------------------------------------------------
 
 SearchKey search_key(const TrainingConfig& config, const System& system) {
@@ -194,7 +199,7 @@ SearchResult search_plans(const TrainingConfig& config, const System& system) {
     ProgressLine line;
     const Interruption interruption;
     result = search(
-        problem, machine(system, compute),
+        problem, machine_here(system, compute),
         {.workers = available_cores(),
          .progress =
              [&](const SearchProgress& p) {
@@ -243,6 +248,11 @@ ChosenPlan best_plan(const std::optional<MeshShape>& mesh, bool runnable_only, c
   const SearchResult found = answer(config, system, database);
   const PlanResult* best = preferred(found, system.usable_memory, headroom, false, mesh);
   const PlanResult* chosen = runnable_only ? preferred(found, system.usable_memory, headroom, true, mesh) : best;
+  if (!chosen && best)
+    throw InputError(Diagnostic{
+        "--plan", "", to_text(best->plan),
+        fmt::format("a plan that can be run{}; none that fits can", mesh ? " on the mesh " + to_string(*mesh) : ""),
+        "not runnable yet: " + best->not_runnable});
   if (!chosen) {
     if (mesh) log_warning(fmt::format("no plan on the mesh {} fits", to_string(*mesh)));
     return {.none_fits = true};
@@ -260,7 +270,7 @@ Plan with_layers(Plan plan, const TrainingConfig& config, const System& system) 
   const DType compute = compute_type(config, system);
   const Problem problem = make_problem(config, system, compute);
   Lowering lowering(problem.model, problem.shape, plan);
-  plan.layers = balanced_stages(lowering, machine(system, compute));
+  plan.layers = balanced_stages(lowering, machine_here(system, compute));
   return plan;
 }
 

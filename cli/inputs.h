@@ -88,6 +88,9 @@ Problem make_problem(const TrainingConfig& config, const System& system, DType c
 // The question, and this program as the one that answers it.
 SearchKey search_key(const TrainingConfig& config, const System& system);
 
+// The system for the planner, which also learns what this program's executor does not run.
+Machine machine_here(const System& system, DType compute);
+
 // Searches with a progress line. Ctrl-C ends it early: the result is then not complete, which is said.
 SearchResult search_plans(const TrainingConfig& config, const System& system);
 
@@ -107,7 +110,7 @@ struct ChosenPlan {
 //   16x1x2,fsdp=3     a plan; what is left out has the values of model/plan.h
 // A plan of several stages that has no layers gets those that a search writes (balanced_stages() of planner/evaluate.h).
 // `runnable_only`: best is the best that can be run; what it passes over is logged.
-// Throws InputError: no or several plans of this id, a plan that is illegal or of another size than the system.
+// Throws InputError: only plans that can't be run, where they should; no or several plans of this id, a plan that is illegal or of another size than the system.
 ChosenPlan choose_plan(const std::string& text, bool runnable_only, const TrainingConfig& config, const System& system,
                        const std::filesystem::path& database, double headroom = kHeadroom);
 

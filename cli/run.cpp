@@ -27,6 +27,7 @@
 #include "executor/launch/launcher.h"
 #include "executor/launch/mpi_session.h"
 #include "executor/launch/output.h"
+#include "executor/limits.h"
 #include "executor/train.h"
 #include "model/accounting.h"
 #include "model/program/check.h"
@@ -66,10 +67,13 @@ TrainingConfig read(const Options& options, bool quiet) { return load_config(opt
 
 // What a run computes in; state is f32. Throws InputError for what can't be run, or predicted on this system.
 DType run_type(const TrainingConfig& config, const System& system) {
-  if (config.model_dtype == "float16")
-    throw InputError(Diagnostic{config.name, "model_config.model_dtype", "\"float16\"", "bfloat16 or float32 in a run",
-                                "can't run yet: f16, whose gradients need a scale: --dtype bf16 or --dtype f32"});
-  const DType dtype = config.model_dtype == "bfloat16" ? DType::kBF16 : DType::kF32;
+  const DType dtype = config.model_dtype == "bfloat16"  ? DType::kBF16
+                      : config.model_dtype == "float16" ? DType::kF16
+                                                        : DType::kF32;
+  if (const auto why = why_not_runnable(dtype))
+    throw InputError(Diagnostic{config.name, config.has_plan ? "model_config.model_dtype" : "training.dtype",
+                                fmt::format("\"{}\"", config.model_dtype), "a type that can be run",
+                                "not runnable yet: " + *why});
   require_dtype(system, dtype);
   return dtype;
 }
@@ -89,11 +93,14 @@ Batches open_data(const Options& options, const TrainingConfig& config, const Pl
   return data;
 }
 
-// Whether the plan's program fits on the system's devices and, all ranks together, on this machine. Says why not.
+// Whether the plan's program fits on the system's devices and, all ranks together, on this machine. Says why not. Throws
+// InputError for a program that can't be run at all.
 bool fits(const TrainingConfig& config, const System& system, const Plan& plan) {
   const DType dtype = run_type(config, system);
   const Problem problem = make_problem(config, system, dtype);
   const ProgramSet set = lower(problem.model, problem.shape, plan);
+  if (const auto why = why_not_runnable(set))
+    throw InputError(Diagnostic{"--plan", "", to_text(plan), "a plan that can be run", "not runnable yet: " + *why});
   if (const Bytes needed = memory_needed(set); needed > system.usable_memory) {
     log_warning(fmt::format("{} needs {} GiB on a device in {}, {} has {} GiB usable", to_text(plan), gib(needed),
                             name(dtype), system.name, gib(system.usable_memory)));

@@ -48,7 +48,7 @@ int run(const Options& options, const Invocation& invocation) {
 
   const SystemCostModel cost(system, programs);
   const Prediction prediction{simulate(programs, cost, {.timeline = true}), cost.mapping().describe()};
-  Machine with_timeline = machine(system, compute);
+  Machine with_timeline = machine_here(system, compute);
   with_timeline.evaluate = [&](const ProgramSet&) { return prediction; };
   const PlanResult result = evaluate_plan(problem, chosen.plan, programs, with_timeline);
 

@@ -28,7 +28,7 @@ struct Prediction {
 // Pure: equal programs, equal predictions. Called from several threads at once.
 using Evaluate = std::function<Prediction(const ProgramSet&)>;
 
-// Why this machine's executor would refuse to run the programs ("can't run yet: ..."); nullopt: it runs them.
+// Why this machine's executor would refuse to run the programs, behind "not runnable yet: "; nullopt: it runs them.
 // Pure, called from several threads at once. Which bytes, seconds and FLOPs they cost has nothing to do with
 // it.
 using Refuse = std::function<std::optional<std::string>(const ProgramSet&)>;

@@ -212,6 +212,36 @@ TEST(Run, InBf16CountsWhatWasPredictedAndSaysWhereTheTimeOfAStepGoes) {
   EXPECT_EQ(config.at("model_config").at("model_dtype"), "bfloat16");
 }
 
+TEST(Run, WhatCantBeRunIsSearchedAndSimulatedAndSaidToBeSo) {
+  const TemporaryFolder folder;
+  Json system = Json::parse(text_of(kTwoCores));
+  system["compute"]["peak_flops_per_s"]["f16"] = system["compute"]["peak_flops_per_s"]["f32"];
+  for (Json& kind : system["compute"]["kinds"])
+    if (kind.contains("flops_per_s")) kind["flops_per_s"]["f16"] = kind["flops_per_s"]["f32"];
+  const std::string file = folder.write("f16.json", system.dump());
+  const auto call = [&](std::vector<std::string> arguments, const std::vector<std::string>& more) {
+    arguments.insert(arguments.end(), {kSmall, "--system", file});
+    return meshwright(with(arguments, more), &folder);
+  };
+  const Outcome table = call({"search"}, {"--dtype", "f16"});
+  ASSERT_EQ(table.code, 0) << table.err;
+  EXPECT_THAT(table.out, HasSubstr("× not runnable yet: f16, whose gradients need a scale"));
+  const Json found = Json::parse(call({"search"}, {"--dtype", "f16", "--json"}).out);
+  ASSERT_GT(found.at("plans").size(), 1u);
+  for (const Json& plan : found.at("plans")) {
+    EXPECT_EQ(plan.at("runnable"), false);
+    EXPECT_THAT(plan.at("not_runnable").get<std::string>(), HasSubstr("--dtype bf16"));
+  }
+  for (const Json& plan : Json::parse(call({"search"}, {"--dtype", "f32", "--json"}).out).at("plans"))
+    EXPECT_EQ(plan.at("runnable"), true);
+
+  const std::vector<std::string> one_plan{"--plan", "2x1x1,microbatches=2"};
+  const Outcome simulated = call({"simulate"}, with(one_plan, {"--dtype", "f16"}));
+  EXPECT_EQ(simulated.code, 0) << simulated.err;
+  EXPECT_THAT(simulated.out, HasSubstr("Not runnable yet: f16"));
+  EXPECT_THAT(call({"simulate"}, one_plan).out, testing::Not(HasSubstr("unnable")));
+}
+
 TEST(Run, OfATypeThatCantBeRunOrPredictedIsRefusedByName) {
   const TemporaryFolder folder;
   const std::string data = folder.write("text.txt", some_text());
@@ -221,10 +251,10 @@ TEST(Run, OfATypeThatCantBeRunOrPredictedIsRefusedByName) {
     return outcome.err;
   };
   const std::string half = refusal({"--set", "model_config.model_dtype=float16"}, with_bf16(folder));
-  EXPECT_THAT(half, HasSubstr("can't run yet: f16"));
+  EXPECT_THAT(half, HasSubstr("not runnable yet: f16"));
   EXPECT_THAT(half, HasSubstr("--dtype bf16"));
   EXPECT_THAT(refusal({"--dtype", "bf16"}, kTwoCores), HasSubstr("compute.peak_flops_per_s = bf16"));
-  EXPECT_THAT(refusal({"--dtype", "f16"}, kTwoCores), HasSubstr("can't run yet: f16"));
+  EXPECT_THAT(refusal({"--dtype", "f16"}, kTwoCores), HasSubstr("not runnable yet: f16"));
   EXPECT_THAT(refusal({"--dtype", "int8"}, kTwoCores), HasSubstr("--dtype"));
 }
 
