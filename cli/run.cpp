@@ -19,6 +19,7 @@
 #include "cli/run_record.h"
 #include "cli/terminal.h"
 #include "executor/calibrate.h"
+#include "executor/checkpoint/weights.h"
 #include "executor/comm/rank_0_first.h"
 #include "executor/data/batches.h"
 #include "executor/data/cache.h"
@@ -49,6 +50,7 @@ struct Options {
   SystemOptions system;
   std::string plan = "best";
   std::string data, trace;
+  std::string weights, save_weights;  // a file or folder to start from, a folder for what was trained
   std::optional<std::int64_t> steps;
   bool rehearse = false;
   double hang_timeout_s = 60;
@@ -118,6 +120,47 @@ bool fits(const TrainingConfig& config, const System& system, const Plan& plan) 
   return true;
 }
 
+// ---- weights -------------------------------------------------------------------------------------------------------------
+
+// How files hold the model's weights. Throws InputError for a model that none do, and in a rehearsal, whose model is another.
+WeightMap map_of_weights(std::string_view flag, const Options& options, const TrainingConfig& config) {
+  const auto refuse = [&](std::string found, std::string allowed, std::string hint) {
+    throw InputError(Diagnostic{std::string(flag), "", std::move(found), std::move(allowed), std::move(hint)});
+  };
+  if (options.rehearse)
+    refuse("--rehearse", "a run at full size", "a rehearsal's model is smaller than the one of the weights");
+  if (config.family.empty())
+    refuse(options.config.file, "a Hugging Face configuration (config.json)",
+           "weights are read and written by the names of such a model's tensors; this configuration's have none");
+  return weight_map(config.family, config.model);
+}
+
+// The weights that --weights names, their header read and checked against the model: all names and shapes. Null without it.
+// Throws InputError with all that does not fit.
+std::shared_ptr<WeightsFile> open_weights(const Options& options, const TrainingConfig& config) {
+  if (options.weights.empty()) return nullptr;
+  return std::make_shared<WeightsFile>(options.weights, map_of_weights("--weights", options, config));
+}
+
+// Throws InputError if trained weights can't be written where --save-weights says: known before they are trained.
+void expect_weights_can_be_saved(const Options& options, const TrainingConfig& config) {
+  if (options.save_weights.empty()) return;
+  const WeightMap map = map_of_weights("--save-weights", options, config);
+  const std::filesystem::path file = weights_file_in(options.save_weights);
+  std::error_code unknown;
+  if (std::filesystem::exists(file, unknown))
+    throw InputError(Diagnostic{"--save-weights", "", options.save_weights, "a folder without weights",
+                                file.string() + " is there, and is not written over"});
+  expect_writable(file, 1);
+  std::int64_t bytes = 0;
+  for (const CheckpointTensor& tensor : map.tensors) bytes += elements(tensor.shape) * size_of(DType::kF32);
+  const auto space = std::filesystem::space(options.save_weights, unknown);
+  if (!unknown && space.available < static_cast<std::uintmax_t>(bytes))
+    throw InputError(Diagnostic{
+        "--save-weights", "", options.save_weights, fmt::format("a folder with room for {} GiB", gib({bytes})),
+        fmt::format("its disk has {} GiB left", gib({static_cast<std::int64_t>(space.available)}))});
+}
+
 // What can be known before ranks work, by the process that the user calls or, under the user's own mpirun, by rank 0. False:
 // the plan does not fit, which is said. Throws InputError for what can't be read or written.
 bool can_run(const Options& options, const TrainingConfig& config, const System& system, const Plan& plan) {
@@ -126,6 +169,8 @@ bool can_run(const Options& options, const TrainingConfig& config, const System&
     log_warning(fmt::format("{} ranks share {} cores: step times say nothing about {}", ranks, cores, system.name));
   if (!options.rehearse && row_of(plan, config, system, options.system.database))
     Store(options.system.database);  // refused now, if it can't be written at the end
+  open_weights(options, config);
+  expect_weights_can_be_saved(options, config);
   if (!options.trace.empty()) {
     std::error_code unknown;
     const bool was_there = std::filesystem::exists(options.trace, unknown);
@@ -157,6 +202,8 @@ int start_ranks(const Options& options, const TrainingConfig& config, const Syst
   for (const std::string& assignment : options.config.overrides) add("--set", assignment);
   if (!options.data.empty()) add("--data", options.data);
   if (!options.trace.empty()) add("--trace", options.trace);
+  if (!options.weights.empty()) add("--weights", options.weights);
+  if (!options.save_weights.empty()) add("--save-weights", options.save_weights);
   if (options.steps) add("--steps", fmt::format("{}", *options.steps));
   const Shortcuts& shortcuts = options.config.shortcuts;
   if (shortcuts.batch) add("--batch", fmt::format("{}", *shortcuts.batch));
@@ -284,8 +331,9 @@ std::vector<std::string> why_apart(const MpiSession& mpi, int cores, const Syste
 }
 
 // What rank 0 says after the last step. False if the program that ran is not the one that was predicted.
-bool summarise(const Options& options, const Plan& plan, const ProgramSet& set, std::int64_t steps,
-               StepTotals predicted, const TrainSummary& summary, const std::vector<std::string>& why) {
+bool summarise(const Options& options, const TrainingConfig& config, const Plan& plan, const ProgramSet& set,
+               std::int64_t steps, StepTotals predicted, const TrainSummary& summary,
+               const std::vector<std::string>& why) {
   predicted.flops = flops_of_routed_rows(set, summary.ranks);
   const StepReport report = counted_report(summary);
   const StepTotals counted = totals(report, plan.mesh);
@@ -302,6 +350,12 @@ bool summarise(const Options& options, const Plan& plan, const ProgramSet& set, 
       if (!failure) failure = std::current_exception();
     }
   };
+  keep([&] {
+    if (options.save_weights.empty()) return;
+    const std::filesystem::path file = weights_file_in(options.save_weights);
+    save_weights(file, map_of_weights("--save-weights", options, config), DType::kF32, summary.weights);
+    log_info(fmt::format("the trained weights are in {}", file.string()));
+  });
   keep([&] {
     if (options.config.json) {
       print(json.dump() + '\n');
@@ -426,8 +480,15 @@ int run_rank(Options options, const Invocation& invocation) {
   };
   TrainSummary summary;
   try {
-    summary = train(set, config.model, config, mpi.world(), data,
-                    {.steps = steps, .timeline = !options.trace.empty(), .warn = log_warning}, on_step);
+    TrainOptions training{.steps = steps,
+                          .timeline = !options.trace.empty(),
+                          .warn = log_warning,
+                          .keep_weights = !options.save_weights.empty()};
+    if (const auto weights = open_weights(options, config))
+      training.weights = [weights](int parameter, std::int64_t begin, std::int64_t n, auto* out) {
+        weights->read(parameter, begin, n, out);
+      };
+    summary = train(set, config.model, config, mpi.world(), data, training, on_step);
   } catch (const Diverged& diverged) {  // on all ranks
     if (first && !options.record.empty()) {
       const Diverged::Facts& facts = diverged.facts();
@@ -444,7 +505,7 @@ int run_rank(Options options, const Invocation& invocation) {
   }
   std::vector<std::string> why;
   if (!options.rehearse) why = why_apart(mpi, options.cores, system, predicted.step_time, summary);
-  return !first || summarise(options, plan, set, steps, predicted, summary, why) ? kDone : kInternalError;
+  return !first || summarise(options, config, plan, set, steps, predicted, summary, why) ? kDone : kInternalError;
 }
 
 int run(const Options& options, const Invocation& invocation) {
@@ -485,6 +546,14 @@ void add_run(CLI::App& app, Invocation& invocation) {
       ->add_option("--data", options->data,
                    "UTF-8 text, a .npy file of tokens, or a folder of .npy files; without it the World English Bible")
       ->type_name("FILE");
+  command
+      ->add_option("--weights", options->weights,
+                   "Start from these: a .safetensors file, an index of several, or a folder as Hugging Face has it")
+      ->type_name("FILE");
+  command
+      ->add_option("--save-weights", options->save_weights,
+                   "Write the trained weights into this folder, by the same names and in float32")
+      ->type_name("FOLDER");
   add_integer_option(
       *command, invocation, "--steps", {1, std::int64_t{1} << 40}, [=](std::int64_t n) { options->steps = n; },
       "Steps to run; without it training_steps");
@@ -519,6 +588,8 @@ void add_run(CLI::App& app, Invocation& invocation) {
       "  meshwright run configs/moe-small.json --system local --plan best\n"
       "  meshwright run configs/moe-small.json --system local --plan 2x1x1,microbatches=2 --steps 50 --data my.txt\n"
       "  meshwright run configs/jaxformer-moe1b.json --system v4:2x4x4 --plan best --rehearse\n"
+      "  meshwright run configs/models/gpt2-124m.json --system local --weights gpt2/model.safetensors --save-weights "
+      "out\n"
       "  mpirun -n 2 meshwright run configs/moe-small.json --system local --plan 1x2x1,microbatches=4");
   command->callback([=, &invocation] { invocation.run = [=, &invocation] { return run(*options, invocation); }; });
 }

@@ -406,7 +406,8 @@ std::vector<std::vector<double>> Executor::gather(State what) {
 template <class Real>
 std::vector<std::vector<double>> Executor::gather_as(State what) {
   std::vector<std::vector<double>> all;
-  for (const Parameter& p : set_.parameters) all.emplace_back(static_cast<std::size_t>(elements(p.shape)), 0.0);
+  // Every element stands on one rank, the others have what adds nothing: to -0, too.
+  for (const Parameter& p : set_.parameters) all.emplace_back(static_cast<std::size_t>(elements(p.shape)), -0.0);
   const MPI_Datatype type = sizeof(Real) == 8 ? MPI_DOUBLE : MPI_FLOAT;
   std::vector<Real> whole;
   for (const BlockState& s : state_) {
@@ -435,7 +436,7 @@ std::vector<std::vector<double>> Executor::gather_as(State what) {
       }
     }
   }
-  for (std::vector<double>& tensor : all)  // every element stands on one rank, the others have 0
+  for (std::vector<double>& tensor : all)
     MPI_Allreduce(MPI_IN_PLACE, tensor.data(), static_cast<int>(tensor.size()), MPI_DOUBLE, MPI_SUM, mesh_.all());
   return all;
 }

@@ -130,7 +130,7 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
   const auto seed = static_cast<std::uint64_t>(config.seed);
   Executor executor(set, comm, {seed, options.timeline, &own_beat()});
   const std::vector<ParameterSpec> specs = parameters(model);
-  executor.load_parameters(initial_weights(specs, seed));
+  executor.load_parameters(options.weights ? *options.weights : initial_weights(specs, seed));
 
   // This rank's part of a step's data: of each microbatch inputs, then targets.
   const MeshCoordinates at = executor.mesh().coordinates();
@@ -203,6 +203,10 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
   MPI_Allreduce(MPI_IN_PLACE, &summary.processor_share, 1, MPI_DOUBLE, MPI_MIN, executor.mesh().all());
   times.write_medians(summary.median_step_s, count.report);
   summary.ranks = gather_counts(count, set, executor.mesh().all());
+  if (options.keep_weights) {
+    auto weights = executor.gather(Executor::State::kParameters);
+    if (executor.mesh().rank() == 0) summary.weights = std::move(weights);
+  }
   return summary;
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,20 +36,24 @@ struct TrainSummary {
   double first_loss = 0, last_loss = 0;
   double processor_share = 1;    // of the time of the steps: how much of it the rank that had the least ran on a core
   std::vector<RankCount> ranks;  // on rank 0: of all ranks, in rank order; elsewhere empty
+  // On rank 0, if they were asked for: the trained parameters, [parameter][element], exactly what the state holds.
+  std::vector<std::vector<double>> weights;
 };
 
 struct TrainOptions {
   std::int64_t steps = 1;
   bool timeline = false;                         // the counted reports of the last step have an interval per operation
   std::function<void(const std::string&)> warn;  // called on rank 0: once a run, when the loss has grown
+  std::optional<ParameterSource> weights;        // that training starts from; none: drawn from config.seed
+  bool keep_weights = false;                     // the summary gets the trained ones; the same on all ranks
 };
 
 // Whether a loss says that training goes astray: more than twice the first step's, or more than twice what guessing among
 // all tokens costs, ln(vocabulary), whichever is larger.
 bool loss_has_grown(double loss, double first_loss, std::int64_t vocabulary);
 
-// Collective over `comm` (set.mesh.ranks() ranks). `data` must be shaped for set.step. Initial weights and dropout are
-// drawn from config.seed, learning rates and clipping follow the config. `model` is the one that `set` was lowered from.
+// Collective over `comm` (set.mesh.ranks() ranks). `data` must be shaped for set.step. Initial weights (where
+// none are given) and dropout are drawn from config.seed, learning rates and clipping follow the config. `model` is the one that `set` was lowered from.
 // on_step is called on rank 0 after every step. Throws Diverged (executor/diverged.h), with what to try, on all ranks if
 // the loss or a gradient is not finite: that step's update is not made.
 TrainSummary train(const ProgramSet& set, const ModelSpec& model, const TrainingConfig& config, MPI_Comm comm,

@@ -65,6 +65,7 @@ struct TrainingConfig {
   std::string name;         // also names the run's folder: letters, digits, '.', '_', '-'
   std::string model_dtype;  // "bfloat16", "float16" or "float32"
   ModelSpec model;
+  std::string family;                // that weight_map() of model/families/weights.h knows; empty: none
   std::int64_t sequence_length = 1;  // T, tokens
   std::int64_t sequences = 1;        // of a step, whatever the mesh
 

@@ -21,7 +21,7 @@ WeightsFile::WeightsFile(const std::filesystem::path& path, WeightMap map)
     : map_(std::move(map)), pieces_(map_.parameters.size()) {
   std::filesystem::path file = path;
   if (std::filesystem::is_directory(path)) {
-    file = path / kOneFile;
+    file = weights_file_in(path);
     if (!std::filesystem::exists(file)) file = path / kIndex;
     if (!std::filesystem::exists(file))
       throw InputError(Diagnostic{path.string(), "", "", fmt::format("a folder with {} or {}", kOneFile, kIndex),
@@ -133,6 +133,8 @@ void WeightsFile::read(int parameter, std::int64_t first, std::int64_t n, Real* 
         first + n, values_.size());
   for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<Real>(values_[static_cast<std::size_t>(first + i)]);
 }
+
+std::filesystem::path weights_file_in(const std::filesystem::path& folder) { return folder / kOneFile; }
 
 template <class Real>
 void save_weights(const std::filesystem::path& file, const WeightMap& map, DType dtype,

@@ -40,6 +40,9 @@ class WeightsFile {
   std::vector<double> values_;
 };
 
+// Where save_weights() writes those of a folder that WeightsFile then reads: model.safetensors.
+std::filesystem::path weights_file_in(const std::filesystem::path& folder);
+
 // Writes all parameters, [parameter][element] as Executor::gather() gives them, to one .safetensors file, in kF32, kF64 or
 // kBF16. What WeightsFile then reads has the same bits where the type holds them.
 template <class Real>

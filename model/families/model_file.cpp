@@ -156,6 +156,7 @@ TrainingConfig read_model_file(const JsonDocument& document) {
       HuggingFaceModel read = read_hugging_face(document, config.name);
       config.model = std::move(read.model);
       config.model_dtype = read.dtype;
+      config.family = read.family;
       config.notes = std::move(read.notes);
       positions = read.positions;
       if (read.family == "minigpt") {  // the tutorial's recipe
