@@ -10,18 +10,42 @@
 #include "model/input/content_key.h"
 #include "model/input/diagnostics.h"
 #include "model/input/json_reader.h"
+#include "model/program/check.h"
 
 namespace meshwright {
 
-std::string to_text(const Plan& plan) {
-  return fmt::format("{},schedule={},microbatches={},fsdp={},recompute={}{}{}", to_string(plan.mesh),
-                     name(plan.schedule), plan.microbatches, plan.fsdp, name(plan.recompute),
-                     plan.layers.empty() ? "" : ",layers=", fmt::join(plan.layers, "-"));
+namespace {
+
+constexpr std::array<std::string_view, 3> kPolicyNames{"none", "selective", "full"};
+
+// These begin a plan's text, from which its id is made; the others follow as visit_choices() has them.
+constexpr std::array<std::string_view, 3> kFirstChoices{"schedule", "microbatches", "fsdp"};
+
+std::string text(int value) { return fmt::format("{}", value); }
+std::string text(Schedule value) { return std::string(name(value)); }
+std::string text(Recompute value) { return name(value); }
+std::string text(const std::vector<int>& values) { return fmt::format("{}", fmt::join(values, "-")); }
+
+std::vector<std::string_view> choices_in_order() {
+  std::vector<std::string_view> all(kFirstChoices.begin(), kFirstChoices.end());
+  const Plan any;
+  visit_choices(any, [&](std::string_view choice, const auto&) {
+    if (std::ranges::find(kFirstChoices, choice) == kFirstChoices.end()) all.push_back(choice);
+  });
+  return all;
 }
 
-namespace {
-constexpr std::array<std::string_view, 3> kPolicyNames{"none", "selective", "full"};
 }  // namespace
+
+std::string to_text(const Plan& plan) {
+  std::string all = to_string(plan.mesh);
+  for (const std::string_view choice : choices_in_order())
+    visit_choices(plan, [&](std::string_view name, const auto& value) {
+      if (name != choice) return;
+      if (const std::string said = text(value); !said.empty()) all += fmt::format(",{}={}", name, said);
+    });
+  return all;
+}
 
 std::string name(Recompute recompute) {
   for (std::size_t i = 0; i < kRecomputePolicies.size(); ++i)
@@ -92,11 +116,43 @@ bool read_name(std::string_view text, const std::array<std::string_view, N>& nam
   return false;
 }
 
+constexpr int kMost = 1'000'000;
+
+// Of a value that a choice doesn't have.
+struct Refusal {
+  std::string allowed, hint;
+};
+
+// Reads a choice's value into the plan's field.
+std::optional<Refusal> read_choice(std::string_view choice, std::string_view value, int& field) {
+  const bool fsdp = choice == "fsdp";
+  check(fsdp || choice == "microbatches", "a plan's {} has no range", choice);
+  if (read_count(value, fsdp ? 0 : 1, fsdp ? 3 : kMost, field)) return std::nullopt;
+  if (fsdp) return Refusal{"0, 1, 2 or 3", "the ZeRO stage: fsdp=3 shards parameters, too"};
+  return Refusal{"1 to 1000000", "such as microbatches=4"};
+}
+std::optional<Refusal> read_choice(std::string_view, std::string_view value, Schedule& field) {
+  if (read_name(value, kScheduleNames, field)) return std::nullopt;
+  return Refusal{"gpipe or 1f1b", did_you_mean(value, kScheduleNames, "such as schedule=1f1b")};
+}
+std::optional<Refusal> read_choice(std::string_view, std::string_view value, Recompute& field) {
+  const auto recompute = recompute_named(value);
+  if (!recompute)
+    return Refusal{
+        fmt::format("none, selective, full, or of {} some, joined by +", fmt::join(kRecomputeKindNames, ", ")),
+        did_you_mean(value, recompute_words(), "such as recompute=selective")};
+  field = *recompute;
+  return std::nullopt;
+}
+std::optional<Refusal> read_choice(std::string_view, std::string_view value, std::vector<int>& field) {
+  if (read_counts(value, 1, kMost, field)) return std::nullopt;
+  return Refusal{"the layers of every stage, at least 1 each, joined by -", "such as layers=13-12-12-11"};
+}
+
 }  // namespace
 
 Plan parse_plan(std::string_view text) {
-  constexpr int kMost = 1'000'000;
-  constexpr std::array<std::string_view, 5> kWords{"schedule", "microbatches", "fsdp", "recompute", "layers"};
+  const std::vector<std::string_view> choices = choices_in_order();
   Plan plan;
   std::vector<Diagnostic> faults;
   const auto fault = [&](std::string path, std::string_view value, std::string allowed, std::string hint) {
@@ -125,29 +181,17 @@ Plan parse_plan(std::string_view text) {
       if (repeated.insert(key).second) fault(path, value, "each choice once", "remove all but one of them");
       continue;
     }
-    if (key == "microbatches") {
-      if (!read_count(value, 1, kMost, plan.microbatches)) fault(path, value, "1 to 1000000", "such as microbatches=4");
-    } else if (key == "fsdp") {
-      if (!read_count(value, 0, 3, plan.fsdp))
-        fault(path, value, "0, 1, 2 or 3", "the ZeRO stage: fsdp=3 shards parameters, too");
-    } else if (key == "schedule") {
-      if (!read_name(value, kScheduleNames, plan.schedule))
-        fault(path, value, "gpipe or 1f1b", did_you_mean(value, kScheduleNames, "such as schedule=1f1b"));
-    } else if (key == "recompute") {
-      if (const auto recompute = recompute_named(value))
-        plan.recompute = *recompute;
-      else
-        fault(path, value,
-              fmt::format("none, selective, full, or of {} some, joined by +", fmt::join(kRecomputeKindNames, ", ")),
-              did_you_mean(value, recompute_words(), "such as recompute=selective"));
-    } else if (key == "layers") {
-      layers = value;
-      if (!read_counts(value, 1, kMost, plan.layers))
-        fault(path, value, "the layers of every stage, at least 1 each, joined by -", "such as layers=13-12-12-11");
-    } else {
-      fault(path, value, "schedule, microbatches, fsdp, recompute or layers",
-            did_you_mean(key, kWords, "write it as 8x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full"));
-    }
+    bool known = false;
+    visit_choices(plan, [&](std::string_view choice, auto& field) {
+      if (choice != key) return;
+      known = true;
+      if (auto refusal = read_choice(choice, value, field))
+        fault(path, value, std::move(refusal->allowed), std::move(refusal->hint));
+    });
+    if (key == "layers") layers = value;
+    if (!known)
+      fault(path, value, fmt::format("{} or {}", fmt::join(choices.begin(), choices.end() - 1, ", "), choices.back()),
+            did_you_mean(key, choices, "write it as 8x2x2,schedule=1f1b,microbatches=8,fsdp=3,recompute=full"));
   }
   if (!text.empty() && text.back() == ',') fault("", text, "no comma at the end", "remove it");
   if (faults.empty() && static_cast<double>(plan.mesh.dp) * plan.mesh.pp * plan.mesh.tp > kMost)

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <array>
+#include <concepts>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "model/program/mesh.h"
@@ -61,6 +63,30 @@ struct Plan {
 
   bool operator==(const Plan&) const = default;
 };
+
+// Calls v(name, field) for every field beside the mesh, under its name in a plan's text, in JSON and in the store.
+template <class P, class V>
+requires std::same_as<std::remove_const_t<P>, Plan>
+void visit_choices(P& plan, V&& v) {
+  auto& [mesh, fsdp, microbatches, schedule, recompute, layers] =
+      plan;  // a new field stops the build: name it below, too
+  static_cast<void>(mesh);
+  v("fsdp", fsdp);
+  v("microbatches", microbatches);
+  v("schedule", schedule);
+  v("recompute", recompute);
+  v("layers", layers);
+}
+// The same for every field, of the mesh one for each axis.
+template <class P, class V>
+requires std::same_as<std::remove_const_t<P>, Plan>
+void visit_fields(P& plan, V&& v) {
+  auto& [dp, pp, tp] = plan.mesh;
+  v("dp", dp);
+  v("pp", pp);
+  v("tp", tp);
+  visit_choices(plan, v);
+}
 
 // "8x4x1,schedule=1f1b,microbatches=8,fsdp=3,recompute=full,layers=13-12-12-11", without layers where they are empty.
 // parse_plan() reads that, in any order after the mesh, and what is left out has the values above (fsdp: 0). Throws

@@ -73,34 +73,30 @@ struct PlanResult {
   bool operator==(const PlanResult&) const = default;
 };
 
-// Calls v(name, field) for every field under its name in JSON and in the store.
+// Calls v(name, field) for every field, those of the plan among them, under its name in JSON and in the store.
 template <class Result, class V>
 requires std::same_as<std::remove_const_t<Result>, PlanResult>
 void visit_fields(Result& r, V&& v) {
-  v("dp", r.plan.mesh.dp);
-  v("pp", r.plan.mesh.pp);
-  v("tp", r.plan.mesh.tp);
-  v("fsdp", r.plan.fsdp);
-  v("microbatches", r.plan.microbatches);
-  v("schedule", r.plan.schedule);
-  v("recompute", r.plan.recompute);
-  v("layers", r.plan.layers);
-  v("runnable", r.runnable);
-  v("not_runnable", r.not_runnable);
-  v("step_time_s", r.step_time_s);
-  v("tokens_per_s", r.tokens_per_s);
-  v("mfu", r.mfu);
-  v("hfu", r.hfu);
-  v("peak_memory_bytes", r.peak_memory_bytes);
-  v("exposed_comm_s", r.exposed_comm_s);
-  v("bubble_fraction", r.bubble_fraction);
-  v("model_flops", r.model_flops);
-  v("executed_flops", r.executed_flops);
-  v("stage_layers", r.stage_layers);
-  v("largest_stage", r.largest_stage);
+  auto& [plan, runnable, not_runnable, step_time_s, tokens_per_s, mfu, hfu, peak_memory_bytes, exposed_comm_s,
+         bubble_fraction, model_flops, executed_flops, stage_layers, largest_stage, memory_bytes, mapping] =
+      r;  // a new field stops the build: name it below, too
+  visit_fields(plan, v);
+  v("runnable", runnable);
+  v("not_runnable", not_runnable);
+  v("step_time_s", step_time_s);
+  v("tokens_per_s", tokens_per_s);
+  v("mfu", mfu);
+  v("hfu", hfu);
+  v("peak_memory_bytes", peak_memory_bytes);
+  v("exposed_comm_s", exposed_comm_s);
+  v("bubble_fraction", bubble_fraction);
+  v("model_flops", model_flops);
+  v("executed_flops", executed_flops);
+  v("stage_layers", stage_layers);
+  v("largest_stage", largest_stage);
   for (int c = 0; c < kMemoryClasses; ++c)
-    v(std::string(name(static_cast<MemoryClass>(c))) + "_bytes", r.memory_bytes[static_cast<std::size_t>(c)]);
-  v("mapping", r.mapping);
+    v(std::string(name(static_cast<MemoryClass>(c))) + "_bytes", memory_bytes[static_cast<std::size_t>(c)]);
+  v("mapping", mapping);
 }
 
 // Bytes of memory that the plan's programs need on the device that needs the most: exact, known before

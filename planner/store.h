@@ -77,10 +77,11 @@ struct RunFigures {
 template <class Figures, class V>
 requires std::same_as<std::remove_const_t<Figures>, RunFigures>
 void visit_fields(Figures& f, V&& v) {
-  v("step_time_s", f.step_time_s);
-  v("flops", f.flops);
-  v("sent_bytes", f.sent_bytes);
-  v("peak_memory_bytes", f.peak_memory_bytes);
+  auto& [step_time_s, flops, sent_bytes, peak_memory_bytes] = f;  // a new field stops the build: name it below, too
+  v("step_time_s", step_time_s);
+  v("flops", flops);
+  v("sent_bytes", sent_bytes);
+  v("peak_memory_bytes", peak_memory_bytes);
 }
 struct StoredRun {
   std::int64_t plan = 0;
