@@ -19,7 +19,7 @@ TrainingConfig rehearsal(const TrainingConfig& config, const Plan& plan) {
   const std::int64_t tp = plan.mesh.tp;
   small.sequence_length = std::min(config.sequence_length, (tokens + tp - 1) / tp * tp);
   small.mesh = plan.mesh;
-  small.train_batch_size = small.microbatches = plan.microbatches;
+  small.train_batch_size = small.val_batch_size = small.microbatches = plan.microbatches;
   small.grad_step = 1;
   small.sequences = std::int64_t{plan.mesh.dp} * plan.microbatches;
   return small;

@@ -52,6 +52,7 @@ struct Options {
   std::string data, trace;
   std::string weights, save_weights;  // a file or folder to start from, a folder for what was trained
   std::optional<std::int64_t> steps;
+  std::optional<std::int64_t> eval_every, eval_steps;
   bool rehearse = false;
   double hang_timeout_s = 60;
   bool started = false;                     // a rank that this command started
@@ -80,36 +81,116 @@ DType run_type(const TrainingConfig& config, const System& system) {
   return dtype;
 }
 
-// The data of a plan's steps. Throws InputError for what can be known before they are used: too few, or, if `check`, a token
-// anywhere that is none.
-Batches open_data(const Options& options, const TrainingConfig& config, const Plan& plan, bool check, bool warn) {
-  const Cache cache(default_cache_folder(), warn ? log_warning : std::function<void(const std::string&)>());
-  Batches data(open_tokens(options.data, static_cast<int>(config.model.vocab()), cache),
-               {.microbatches = plan.microbatches,
-                .dp = plan.mesh.dp,
-                .batch = config.sequences / plan.microbatches / plan.mesh.dp,
-                .tokens = config.sequence_length});
-  ProgressLine line;
-  if (check)
-    data.check([&](int shard) { line.show(fmt::format("checking shard {} of {}", shard + 1, data.shards())); });
-  return data;
+// The program's part of a plan that evaluates batches of config.evaluation_sequences(): the same, with as few microbatches as
+// are no larger than a step's. Throws InputError where dp does not divide such a batch.
+Plan evaluation_plan(const TrainingConfig& config, const Plan& plan) {
+  const std::int64_t sequences = config.evaluation_sequences();
+  if (sequences % plan.mesh.dp)
+    throw InputError(Diagnostic{
+        config.name, "data_config.val_batch_size", fmt::format("{}", config.val_batch_size),
+        fmt::format("a batch that dp {} divides: it is val_batch_size * dp of the configuration = {} sequences",
+                    plan.mesh.dp, sequences),
+        "--set data_config.val_batch_size=" + fmt::format("{}", config.val_batch_size * plan.mesh.dp)});
+  const std::int64_t of_shard = sequences / plan.mesh.dp;
+  Plan evaluation = plan;
+  evaluation.microbatches = evaluation_microbatches(of_shard, config.sequences / plan.mesh.dp / plan.microbatches);
+  if (const auto too_many = unschedulable(plan.mesh.pp, evaluation.microbatches))
+    throw InputError(Diagnostic{config.name, "data_config.val_batch_size", fmt::format("{}", config.val_batch_size),
+                                fmt::format("{} microbatches", too_many->hint), too_many->detail});
+  return evaluation;
 }
 
-// Whether the plan's program fits on the system's devices and, all ranks together, on this machine. Says why not. Throws
+ProgramSet lower_evaluation(const TrainingConfig& config, const Problem& problem, const Plan& plan,
+                            const ProgramSet& trained) {
+  TrainingShape shape = problem.shape;
+  shape.sequences = config.evaluation_sequences();
+  return lower_evaluation(problem.model, shape, evaluation_plan(config, plan), trained);
+}
+
+struct RunData {
+  Batches training;
+  std::optional<Batches> validation;
+  std::int64_t validation_batches = 0;  // of an evaluation
+};
+
+// Of 20 tokens of the data the last is held out where a run evaluates, and never trained on. (5 %, as in the causal language
+// modelling examples of Hugging Face's transformers.)
+constexpr std::int64_t kOneOf = 20;
+
+// The data of a plan's steps and evaluations. Throws InputError for what can be known before they are used: too few, or, if
+// `check`, a token anywhere that is none.
+RunData open_data(const Options& options, const TrainingConfig& config, const Plan& plan, bool check, bool warn) {
+  const Cache cache(default_cache_folder(), warn ? log_warning : std::function<void(const std::string&)>());
+  TokenSource tokens = open_tokens(options.data, static_cast<int>(config.model.vocab()), cache);
+  const auto shape = [&](std::int64_t sequences, int microbatches) {
+    return BatchShape{.microbatches = microbatches,
+                      .dp = plan.mesh.dp,
+                      .batch = sequences / microbatches / plan.mesh.dp,
+                      .tokens = config.sequence_length};
+  };
+  std::optional<Batches> validation;
+  std::int64_t batches = 0;
+  if (options.eval_every) {
+    const Plan evaluation = evaluation_plan(config, plan);
+    const std::int64_t sequences = config.evaluation_sequences(), batch = sequences * config.sequence_length,
+                       held_out = tokens.all_tokens() / kOneOf;
+    const auto too_short = [&](std::string allowed, std::string hint) {
+      return InputError(
+          Diagnostic{"--eval-every", "",
+                     fmt::format("{} tokens held out, the last {} % of --data", with_commas(held_out), 100 / kOneOf),
+                     std::move(allowed), std::move(hint)});
+    };
+    if (held_out < batch + 1)
+      throw too_short(fmt::format("{} or more: a batch of {} sequences of {} tokens, and the target of the last",
+                                  with_commas(batch + 1), sequences, config.sequence_length),
+                      "give more data, or evaluate fewer or shorter sequences at once");
+    validation.emplace(tokens.split_off(held_out), shape(sequences, evaluation.microbatches));
+    const std::int64_t there = validation->steps_per_epoch();
+    if (options.eval_steps.value_or(0) > there)
+      throw too_short(fmt::format("enough for --eval-steps {}: they have {} batches of {} tokens", *options.eval_steps,
+                                  there, with_commas(batch)),
+                      fmt::format("give more data, or --eval-steps {} or less", there));
+    batches = options.eval_steps.value_or(std::min(config.eval_steps, there));
+    if (check)
+      log_info(
+          fmt::format("the last {} % of the data, {} tokens, are held out: an evaluation takes {} of their {} "
+                      "batches of {} sequences",
+                      100 / kOneOf, with_commas(held_out), batches, there, sequences));
+  }
+  Batches training(std::move(tokens), shape(config.sequences, plan.microbatches));
+  ProgressLine line;
+  if (check) {
+    const auto progress = [&](int shard) {
+      line.show(fmt::format("checking shard {} of {}", shard + 1, training.shards()));
+    };
+    training.check(progress);
+    if (validation) validation->check();
+  }
+  return {std::move(training), std::move(validation), batches};
+}
+
+// Whether the plan's programs fit on the system's devices and, all ranks together, on this machine. Says why not. Throws
 // InputError for a program that can't be run at all.
-bool fits(const TrainingConfig& config, const System& system, const Plan& plan) {
+bool fits(const Options& options, const TrainingConfig& config, const System& system, const Plan& plan) {
   const DType dtype = run_type(config, system);
   const Problem problem = make_problem(config, system, dtype);
-  const ProgramSet set = lower(problem.model, problem.shape, plan);
-  if (const auto why = why_not_runnable(set))
+  std::vector<ProgramSet> sets{lower(problem.model, problem.shape, plan)};
+  if (const auto why = why_not_runnable(sets.front()))
     throw InputError(Diagnostic{"--plan", "", to_text(plan), "a plan that can be run", "not runnable yet: " + *why});
-  if (const Bytes needed = memory_needed(set); needed > system.usable_memory) {
+  if (options.eval_every) sets.push_back(lower_evaluation(config, problem, plan, sets.front()));
+  // A rank keeps the state once; what programs have beside it takes the same memory in turn.
+  Bytes needed, all;
+  for (const ProgramSet& set : sets) needed = std::max(needed, memory_needed(set));
+  if (needed > system.usable_memory) {
     log_warning(fmt::format("{} needs {} GiB on a device in {}, {} has {} GiB usable", to_text(plan), gib(needed),
                             name(dtype), system.name, gib(system.usable_memory)));
     return false;
   }
-  Bytes all;
-  for (const Program& stage : set.stages) all += Bytes{stage.arena_bytes} * (plan.mesh.dp * plan.mesh.tp);
+  for (std::size_t stage = 0; stage < sets.front().stages.size(); ++stage) {
+    Bytes most;
+    for (const ProgramSet& set : sets) most = std::max(most, Bytes{set.stages[stage].arena_bytes});
+    all += most * (plan.mesh.dp * plan.mesh.tp);
+  }
   if (const Bytes here{available_memory()}; all > here) {
     log_warning(
         fmt::format("the {} ranks of {} need {} GiB together, this machine has {}: --rehearse runs the same program at "
@@ -164,7 +245,7 @@ void expect_weights_can_be_saved(const Options& options, const TrainingConfig& c
 // What can be known before ranks work, by the process that the user calls or, under the user's own mpirun, by rank 0. False:
 // the plan does not fit, which is said. Throws InputError for what can't be read or written.
 bool can_run(const Options& options, const TrainingConfig& config, const System& system, const Plan& plan) {
-  if (!options.rehearse && !fits(config, system, plan)) return false;
+  if (!options.rehearse && !fits(options, config, system, plan)) return false;
   if (const int ranks = plan.mesh.ranks(), cores = available_cores(); ranks > cores && options.cores == 0)
     log_warning(fmt::format("{} ranks share {} cores: step times say nothing about {}", ranks, cores, system.name));
   if (!options.rehearse && row_of(plan, config, system, options.system.database))
@@ -205,6 +286,8 @@ int start_ranks(const Options& options, const TrainingConfig& config, const Syst
   if (!options.weights.empty()) add("--weights", options.weights);
   if (!options.save_weights.empty()) add("--save-weights", options.save_weights);
   if (options.steps) add("--steps", fmt::format("{}", *options.steps));
+  if (options.eval_every) add("--eval-every", fmt::format("{}", *options.eval_every));
+  if (options.eval_steps) add("--eval-steps", fmt::format("{}", *options.eval_steps));
   const Shortcuts& shortcuts = options.config.shortcuts;
   if (shortcuts.batch) add("--batch", fmt::format("{}", *shortcuts.batch));
   if (shortcuts.tokens) add("--tokens", fmt::format("{}", *shortcuts.tokens));
@@ -339,6 +422,7 @@ bool summarise(const Options& options, const TrainingConfig& config, const Plan&
   const StepTotals counted = totals(report, plan.mesh);
   OrderedJson json{{"predicted", to_json(predicted)}, {"counted", to_json(counted)}};
   if (!why.empty()) json["why_apart"] = why;
+  if (summary.last_evaluation) json["validation_loss"] = summary.last_evaluation->loss;
   // Each of these is kept, whatever becomes of the others; the first failure is thrown in the end. The database comes last, as
   // it can be locked.
   std::exception_ptr failure;
@@ -361,8 +445,10 @@ bool summarise(const Options& options, const TrainingConfig& config, const Plan&
       print(json.dump() + '\n');
       return;
     }
-    print(fmt::format("\nloss {:.4f} -> {:.4f} ({:+.1f} %) in {} steps\n", summary.first_loss, summary.last_loss,
-                      (summary.last_loss / summary.first_loss - 1) * 100, steps));
+    print(
+        fmt::format("\nloss {:.4f} -> {:.4f} ({:+.1f} %) in {} steps{}\n", summary.first_loss, summary.last_loss,
+                    (summary.last_loss / summary.first_loss - 1) * 100, steps,
+                    summary.last_evaluation ? fmt::format("; validation {:.4f}", summary.last_evaluation->loss) : ""));
     print(
         fmt::format("\nPredicted against counted{}\n{}{} (FLOPs at the rows that were routed; of the "
                     "arena, its size against the highest address touched).\n",
@@ -431,9 +517,16 @@ int run_rank(Options options, const Invocation& invocation) {
   if (const auto faults = verify(set); !faults.empty())
     check(false, "the program of {} is wrong: {}", chosen, faults.front());
 
+  std::optional<ProgramSet> evaluation;
+  if (options.eval_every) {
+    evaluation = lower_evaluation(config, problem, plan, set);
+    if (const auto faults = verify(*evaluation); !faults.empty())
+      check(false, "the evaluation of {} is wrong: {}", chosen, faults.front());
+  }
+
   StepTotals predicted;
   if (first) predicted = totals(simulate(set, SystemCostModel(system, set)), plan.mesh);
-  Batches data = rank_0_first(mpi.world(), [&] {
+  RunData data = rank_0_first(mpi.world(), [&] {
     // Of the ranks that were started for the user, none need look: the process that started them has.
     return open_data(options, config, plan, first && !options.started, first);
   });
@@ -474,6 +567,9 @@ int run_rank(Options options, const Invocation& invocation) {
                   .step_time = {s.seconds},
                   .time_left = {pace * static_cast<double>(steps - s.step - 1)},
                   .peak_memory = {s.peak_bytes}};
+    if (s.evaluation)
+      line.validation = {
+          s.evaluation->loss, s.evaluation->cross_entropy, s.evaluation->balance, {s.evaluation->seconds}};
     if (is_measured(system)) line.mfu = flops / (s.seconds * plan.mesh.ranks() * system.peak(dtype).value);
     if (!options.record.empty()) RunRecord(options.record).add_step(to_json(line));
     print((options.config.json ? to_json(line).dump() : step_text(line, width)) + '\n');
@@ -488,7 +584,9 @@ int run_rank(Options options, const Invocation& invocation) {
       training.weights = [weights](int parameter, std::int64_t begin, std::int64_t n, auto* out) {
         weights->read(parameter, begin, n, out);
       };
-    summary = train(set, config.model, config, mpi.world(), data, training, on_step);
+    if (evaluation)
+      training.evaluation = {&*evaluation, &*data.validation, *options.eval_every, data.validation_batches};
+    summary = train(set, config.model, config, mpi.world(), data.training, training, on_step);
   } catch (const Diverged& diverged) {  // on all ranks
     if (first && !options.record.empty()) {
       const Diverged::Facts& facts = diverged.facts();
@@ -509,6 +607,9 @@ int run_rank(Options options, const Invocation& invocation) {
 }
 
 int run(const Options& options, const Invocation& invocation) {
+  if (options.eval_steps && !options.eval_every)
+    throw InputError(Diagnostic{"--eval-steps", "", fmt::format("{}", *options.eval_steps), "beside --eval-every",
+                                "a run evaluates where --eval-every N is given"});
   if (is_started_rank()) return run_rank(options, invocation);
   refuse_foreign_launcher();
   const TrainingConfig config = read(options, false);
@@ -557,6 +658,13 @@ void add_run(CLI::App& app, Invocation& invocation) {
   add_integer_option(
       *command, invocation, "--steps", {1, std::int64_t{1} << 40}, [=](std::int64_t n) { options->steps = n; },
       "Steps to run; without it training_steps");
+  add_integer_option(
+      *command, invocation, "--eval-every", {1, std::int64_t{1} << 40},
+      [=](std::int64_t n) { options->eval_every = n; },
+      "Hold out the last 5 % of the data, and report the loss on them after every so many steps and the last one");
+  add_integer_option(
+      *command, invocation, "--eval-steps", {1, std::int64_t{1} << 40},
+      [=](std::int64_t n) { options->eval_steps = n; }, "Batches of an evaluation; without it eval_steps");
   add_integer_option(
       *command, invocation, "--seed", {.min = 0}, [=](std::int64_t n) { options->config.shortcuts.seed = n; },
       "Of initial weights and dropout");

@@ -5,9 +5,9 @@
 #include <array>
 #include <cstdint>
 #include <functional>
-#include <optional>
+#include <memory>
+#include <string_view>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "executor/arena.h"
@@ -30,7 +30,7 @@ struct ExecutorOptions {
   bool poison = false;  // for tests: memory that ends is filled with NaN, and who reads it is named (std::logic_error)
 };
 
-// What one step is given. fill(m, inputs, targets) writes the ids of microbatch m that this rank holds: its dp shard's
+// What one step is given, or the evaluation of one batch. fill(m, inputs, targets) writes the ids of microbatch m that this rank holds: its dp shard's
 // B sequences, its tp part of the sequence, (Tl, B). It is called on the first and last stage, for every m, before the
 // step's time begins.
 struct StepInput {
@@ -41,7 +41,7 @@ struct StepInput {
   const RoutingRecord* replay = nullptr;  // routing is taken from here
 };
 
-// Of the whole step, the same on every rank.
+// Of the whole step or batch, the same on every rank. An evaluation has no gradients, and drops nothing.
 struct StepResult {
   double loss = 0;           // cross-entropy + balance weight * balance
   double cross_entropy = 0;  // mean over the step's tokens
@@ -75,25 +75,47 @@ class ParameterSource {
   std::function<void(int, std::int64_t, std::int64_t, double*)> f64_;
 };
 
+enum class StateKind : std::uint8_t { kMaster, kMoment1, kMoment2 };
+constexpr std::array<StateKind, 3> kStateKinds{StateKind::kMaster, StateKind::kMoment1, StateKind::kMoment2};
+
+// Elements [first, first + count) of the master weights or of a moment of a parameter, row-major in the whole tensor, and
+// where this rank keeps them, in the dtype of the Program's state.
+struct StateRun {
+  int parameter = 0;        // index in set.parameters()
+  std::string_view tensor;  // its name
+  StateKind kind = StateKind::kMaster;
+  std::int64_t first = 0, count = 0;
+  void* data = nullptr;
+  bool owned = false;  // over all ranks, every element of every tensor and kind is owned once
+};
+
+// Keeps one state, and runs the programs that work on it. The state comes first in the arena; behind it lies what programs have
+// for themselves, which none finds as it left it when another has run.
 class Executor {
  public:
-  // Collective over `comm`, whose size is set.mesh.ranks(). Binds the rank's program: all kernels, addresses and waits of a
-  // step are decided here. `set` must outlive the executor.
-  Executor(const ProgramSet& set, MPI_Comm comm, ExecutorOptions options);
+  // Collective over `comm`, whose size is set.mesh.ranks(). Binds the rank's programs: all kernels, addresses and waits are
+  // decided here. `sets`: one of a purpose, all of one state layout; they must outlive the executor.
+  Executor(const std::vector<const ProgramSet*>& sets, MPI_Comm comm, ExecutorOptions options);
+  Executor(const ProgramSet& set, MPI_Comm comm, ExecutorOptions options)
+      : Executor(std::vector<const ProgramSet*>{&set}, comm, options) {}
   ~Executor();
 
   const MeshComm& mesh() const { return mesh_; }
-  const Program& program() const { return program_; }
 
   // Fills every parameter kept here, asking `value` for no others. Moments become 0. Collective.
   void load_parameters(const ParameterSource& value);
 
-  // Collective. Throws Diverged, on all ranks, if the gradients' norm or the loss is not finite: before the update, so
-  // that weights and moments stay as they were.
-  StepResult run_step(const StepInput& input);
+  // Runs the program of a training. Collective. Throws Diverged, on all ranks, if the gradients' norm or the loss is not
+  // finite: before the update, so that weights and moments stay as they were.
+  StepResult run_step(const StepInput& input) { return run(Purpose::kTraining, input); }
+  // Runs the program of an evaluation, which leaves the state as it is. Collective.
+  StepResult evaluate(const StepInput& input) { return run(Purpose::kEvaluation, input); }
+
+  // Visits all state that this rank keeps, padding apart: every parameter, its master weights and both moments.
+  void for_each_state(const std::function<void(const StateRun&)>& f) const;
 
   // Whole tensors from all ranks' parts, for tests and small models: [parameter][element], the same on every rank, exactly
-  // what the state holds. Gradients are those of the last step, before clipping. Collective.
+  // what the state holds. Gradients are those of the last step, before clipping, until an evaluation runs. Collective.
   enum class State { kParameters, kGradients, kMoment1, kMoment2 };
   std::vector<std::vector<double>> gather(State state);
 
@@ -101,64 +123,28 @@ class Executor {
   LogitsWatcher on_logits;
 
  private:
-  // A piece's operations, without those that only end lives.
-  struct BoundPiece {
-    struct Entry {
-      BoundOp run;
-      const Op* op;
-      int index;  // of the piece's operations
-      bool communicates;
-    };
-    const Piece* piece = nullptr;
-    std::vector<Entry> ops;
-  };
-  // One call of one slot.
-  struct BoundCall {
-    const BoundPiece* piece;
-    const Slot* slot;
-    const Call* call;
-    std::array<std::byte*, kFrames> frames;
-    const std::int64_t* sequences;
-    int layer, slot_index, call_index;
-  };
-  // An operation that writes where a message is still being sent from waits for the send.
-  struct BoundWait {
-    std::size_t call, op;  // of calls_, of its piece's ops
-    std::size_t send;      // of the step's, in program order
-  };
+  struct Bound;
   class Run;
 
-  void bind_step();
+  StepResult run(Purpose purpose, const StepInput& input);
+  Bound& bound(Purpose purpose);
+  const StageState& stage_state() const;
+  std::byte* at(std::int64_t offset) const { return arena_.data() + offset; }
   void poison(std::int64_t begin, std::int64_t end);  // bytes of the arena
-  std::int64_t outside_bytes() const;                 // held for the step beside the arena
+  std::int64_t outside_bytes() const;                 // held for the steps beside the arena
   template <class Real>
   void load(const ParameterSource& value);
   template <class Real>
   std::vector<std::vector<double>> gather_as(State state);
   template <class Real>
-  void find_not_finite(std::vector<int>& lowest_rank) const;
-  void fill_tokens(const StepInput& input);
-  // Loss and what it is made of, from the sums over the step.
-  void set_losses(const double* sums, StepResult& result) const;
-  [[noreturn]] void stop_diverged(std::int64_t step, const double* sums) const;  // collective
+  void find_not_finite(const Program& program, std::vector<int>& lowest_rank) const;
+  [[noreturn]] void stop_diverged(const Bound& bound, std::int64_t step) const;  // collective
 
-  const ProgramSet& set_;
+  const ProgramSet& set_;  // the first: layout and dtypes are those of all
   ExecutorOptions options_;
   MeshComm mesh_;
-  const Program& program_;
-  const std::vector<BlockState>& state_;
   Arena arena_;
-  BindContext context_;
-  std::vector<BoundPiece> pieces_;       // by index in set_.pieces; those that this stage calls
-  std::vector<BoundCall> calls_;         // of the step, in program order
-  std::vector<BoundWait> waits_;         // in program order
-  std::vector<std::int64_t> sequences_;  // by microbatch, then sequence: its number in the step
-  std::size_t sends_ = 0;
-  const double* metrics_ = nullptr;
-  std::int64_t high_water_ = 0;
-  std::vector<std::pair<std::int64_t, std::int64_t>> sent_;  // by send: bytes of the arena
-  std::optional<MemoryPeak> live_;                           // counted in the first step: the others do the same
-  std::int64_t tokens_offset_ = -1;
+  std::vector<std::unique_ptr<Bound>> bound_;  // by set
 };
 
 // Initial weights as the model describes them, drawn by (seed, tensor, element): the same on every mesh. `parameters` must

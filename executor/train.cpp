@@ -119,6 +119,62 @@ std::vector<RankCount> gather_counts(const RankCount& mine, const ProgramSet& se
   return counts;
 }
 
+// This rank's part of the data of one step, or of one batch of an evaluation: of each microbatch inputs, then targets. Read
+// before it is run.
+class Feed {
+ public:
+  Feed(const ProgramSet& set, const MeshCoordinates& at, Batches& data)
+      : step_(set.step),
+        at_(at),
+        data_(data),
+        own_(set.step.tokens / set.mesh.tp),
+        held_(static_cast<std::size_t>(own_ * set.step.microbatch)),
+        has_data_(at.pp == 0 || at.pp == set.mesh.pp - 1),
+        ids_(has_data_ ? 2 * held_ * static_cast<std::size_t>(set.step.microbatches) : 0) {}
+
+  void read(std::int64_t step) {
+    own_beat().now(Activity::kReadingData);
+    for (int m = 0; has_data_ && m < step_.microbatches; ++m)
+      data_.read(step, m, at_.dp, at_.tp * own_, own_, part(m, false), part(m, true));
+  }
+  auto fill() {
+    return [this](int m, std::int32_t* inputs, std::int32_t* targets) {
+      std::ranges::copy(part(m, false), inputs);
+      std::ranges::copy(part(m, true), targets);
+    };
+  }
+
+ private:
+  std::span<std::int32_t> part(int m, bool targets) {
+    return std::span(ids_).subspan((2 * static_cast<std::size_t>(m) + targets) * held_, held_);
+  }
+
+  const StepShape step_;
+  const MeshCoordinates at_;
+  Batches& data_;
+  const std::int64_t own_;  // tokens of a sequence
+  const std::size_t held_;  // ids of a microbatch
+  const bool has_data_;
+  std::vector<std::int32_t> ids_;
+};
+
+// Collective. Of the weights that `step` has left.
+Evaluation evaluate(Executor& executor, Feed& feed, std::int64_t batches, std::int64_t step) {
+  const auto begin = std::chrono::steady_clock::now();
+  Evaluation e;
+  for (std::int64_t batch = 0; batch < batches; ++batch) {
+    feed.read(batch);
+    const StepResult r = executor.evaluate({.step = step, .fill = feed.fill()});
+    e.loss += r.loss / static_cast<double>(batches);
+    e.cross_entropy += r.cross_entropy / static_cast<double>(batches);
+    e.balance += r.balance / static_cast<double>(batches);
+  }
+  own_beat().now(Activity::kReporting);
+  MPI_Barrier(executor.mesh().all());
+  e.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return e;
+}
+
 }  // namespace
 
 bool loss_has_grown(double loss, double first_loss, std::int64_t vocabulary) {
@@ -128,24 +184,16 @@ bool loss_has_grown(double loss, double first_loss, std::int64_t vocabulary) {
 TrainSummary train(const ProgramSet& set, const ModelSpec& model, const TrainingConfig& config, MPI_Comm comm,
                    Batches& data, const TrainOptions& options, const std::function<void(const TrainedStep&)>& on_step) {
   const auto seed = static_cast<std::uint64_t>(config.seed);
-  Executor executor(set, comm, {seed, options.timeline, &own_beat()});
+  std::vector<const ProgramSet*> sets{&set};
+  if (options.evaluation) sets.push_back(options.evaluation->set);
+  Executor executor(sets, comm, {seed, options.timeline, &own_beat()});
   const std::vector<ParameterSpec> specs = parameters(model);
   executor.load_parameters(options.weights ? *options.weights : initial_weights(specs, seed));
 
-  // This rank's part of a step's data: of each microbatch inputs, then targets.
   const MeshCoordinates at = executor.mesh().coordinates();
-  const std::int64_t own = set.step.tokens / set.mesh.tp;
-  const auto held = static_cast<std::size_t>(own * set.step.microbatch);
-  const bool has_data = at.pp == 0 || at.pp == set.mesh.pp - 1;
-  std::vector<std::int32_t> ids(has_data ? 2 * held * static_cast<std::size_t>(set.step.microbatches) : 0);
-  const auto part = [&](int m, bool targets) {
-    return std::span(ids).subspan((2 * static_cast<std::size_t>(m) + targets) * held, held);
-  };
-  const auto read = [&](std::int64_t step) {
-    own_beat().now(Activity::kReadingData);
-    for (int m = 0; has_data && m < set.step.microbatches; ++m)
-      data.read(step, m, at.dp, at.tp * own, own, part(m, false), part(m, true));
-  };
+  Feed feed(set, at, data);
+  std::optional<Feed> evaluation_feed;
+  if (options.evaluation) evaluation_feed.emplace(*options.evaluation->set, at, *options.evaluation->data);
   TrainSummary summary;
   StepTimes times;
   RankCount count;
@@ -154,19 +202,16 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
   MPI_Barrier(executor.mesh().all());
   const auto first_begin = Clock::now();
   const double processor_before = processor_seconds();
+  double processor_apart = 0, seconds_apart = 0;  // of evaluations
   for (std::int64_t step = 0; step < options.steps; ++step) {
     own_beat().step = step;
-    read(step);
+    feed.read(step);
     own_beat().now(Activity::kBeginOfStep);
     MPI_Barrier(executor.mesh().all());  // so that nobody waits in the step for another's data
     const double lr = learning_rate(config.lr, step);
     StepResult result;
     try {
-      result = executor.run_step(
-          {.step = step, .learning_rate = lr, .fill = [&](int m, std::int32_t* in, std::int32_t* out) {
-             std::ranges::copy(part(m, false), in);
-             std::ranges::copy(part(m, true), out);
-           }});
+      result = executor.run_step({.step = step, .learning_rate = lr, .fill = feed.fill()});
     } catch (const Diverged& e) {
       const std::string before =
           step > 0 ? fmt::format("the loss of step {} was {:.6g}; ", step, summary.last_loss) : "";
@@ -193,13 +238,21 @@ TrainSummary train(const ProgramSet& set, const ModelSpec& model, const Training
             config.lr.max_lr, config.lr.warmup_steps));
     }
     count = {result.report, result.routed_rows};
+    std::optional<Evaluation> evaluation;
+    if (options.evaluation && ((step + 1) % options.evaluation->every == 0 || step + 1 == options.steps)) {
+      const double processor = processor_seconds();
+      evaluation = evaluate(executor, *evaluation_feed, options.evaluation->batches, step);
+      summary.last_evaluation = evaluation;
+      processor_apart += processor_seconds() - processor;
+      seconds_apart += evaluation->seconds;
+    }
     own_beat().now(Activity::kReporting);
     if (executor.mesh().rank() == 0 && on_step)
-      on_step({step, lr, worst[0], static_cast<std::int64_t>(worst[1]), std::move(result)});
+      on_step({step, lr, worst[0], static_cast<std::int64_t>(worst[1]), std::move(result), evaluation});
   }
   // Ranks wait busily: one that has a core of its own runs all the time.
-  summary.processor_share = std::min(1.0, (processor_seconds() - processor_before) /
-                                              std::chrono::duration<double>(Clock::now() - first_begin).count());
+  const double seconds = std::chrono::duration<double>(Clock::now() - first_begin).count() - seconds_apart;
+  summary.processor_share = std::min(1.0, (processor_seconds() - processor_before - processor_apart) / seconds);
   MPI_Allreduce(MPI_IN_PLACE, &summary.processor_share, 1, MPI_DOUBLE, MPI_MIN, executor.mesh().all());
   times.write_medians(summary.median_step_s, count.report);
   summary.ranks = gather_counts(count, set, executor.mesh().all());

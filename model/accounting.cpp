@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <map>
+#include <memory>
 #include <utility>
 #include <variant>
 
@@ -72,7 +73,7 @@ void for_each_layer(const ModelSpec& model, F&& f) {
 ProgramSet one_rank(const ModelSpec& model, std::int64_t tokens) {
   ProgramSet set;
   set.step = {.sequences = 1, .tokens = tokens, .microbatch = 1, .microbatches = 1};
-  place_parameters(model, set);
+  set.state_layout = std::make_shared<const StateLayout>(place_parameters(model, set.mesh));
   return set;
 }
 
@@ -118,7 +119,7 @@ LayerFlops layer_forward_flops(const ModelSpec& model, const Layer& layer, std::
   alone.layers = {layer};
   const ProgramSet set = one_rank(alone, sequence_length);
   const StepContext context{.set = set, .width = model.width, .train = false};  // nothing is dropped
-  Forward f("layer", context, &set.blocks.front());
+  Forward f("layer", context, &set.blocks().front());
   layer.forward(f, f.at(Frame::kX, "x", f.rows(), f.width(), f.compute()),
                 f.at(Frame::kXOut, "y", f.rows(), f.width(), f.compute()));
   const Piece piece = f.take();
@@ -162,7 +163,7 @@ Flops logits_forward_flops(const ModelSpec& model, std::int64_t sequence_length)
   outside.layers.clear();
   const ProgramSet set = one_rank(outside, sequence_length);
   const StepContext context{.set = set, .width = model.width};
-  Forward f("head", context, &set.blocks.front());
+  Forward f("head", context, &set.blocks().front());
   model.head.forward(f, model.vocab(), f.at(Frame::kX, "x", f.rows(), f.width(), f.compute()));
   const Piece piece = f.take();
   Flops flops;

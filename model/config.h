@@ -104,8 +104,10 @@ struct TrainingConfig {
   // times that, both at step 0, too.
   bool evaluates_after(std::int64_t step) const { return step % checkpoint_steps == 0; }
   bool checkpoints_after(std::int64_t step) const { return step % (10 * checkpoint_steps) == 0; }
+  // Sequences of one batch of an evaluation, whatever the mesh of the plan.
+  std::int64_t evaluation_sequences() const { return mesh.dp * val_batch_size; }
   // Tokens of one evaluation: eval_steps * dp * val_batch_size * T.
-  std::int64_t evaluation_tokens() const { return eval_steps * mesh.dp * val_batch_size * sequence_length; }
+  std::int64_t evaluation_tokens() const { return eval_steps * evaluation_sequences() * sequence_length; }
 };
 
 // What commands let set without knowing a file's schema.

@@ -60,22 +60,33 @@ std::string step_heading(std::int64_t steps, int columns) {
 }
 
 std::string step_text(const StepLine& line, int columns) {
-  return line_of(line.steps, columns, [&](const StepColumn& c) { return c.text(line); });
+  std::string text = line_of(line.steps, columns, [&](const StepColumn& c) { return c.text(line); });
+  if (const auto& v = line.validation)
+    text += fmt::format("\n  validation loss {:.4f} (cross-entropy {:.4f}, balance {:.4f}), {}", v->loss,
+                        v->cross_entropy, v->balance_loss, seconds_text(v->time.value));
+  return text;
 }
 
 OrderedJson to_json(const StepLine& line) {
-  return {{"step", line.step},
-          {"loss", line.loss},
-          {"cross_entropy", line.cross_entropy},
-          {"balance_loss", line.balance_loss},
-          {"gradient_norm", line.gradient_norm},
-          {"learning_rate", line.learning_rate},
-          {"tokens_per_s", line.tokens_per_s},
-          {"mfu", line.mfu ? OrderedJson(*line.mfu) : OrderedJson(nullptr)},
-          {"predicted_step_time_s", line.predicted_step_time.value},
-          {"step_time_s", line.step_time.value},
-          {"time_left_s", line.time_left.value},
-          {"peak_memory_bytes", line.peak_memory.value}};
+  OrderedJson json{{"step", line.step},
+                   {"loss", line.loss},
+                   {"cross_entropy", line.cross_entropy},
+                   {"balance_loss", line.balance_loss},
+                   {"gradient_norm", line.gradient_norm},
+                   {"learning_rate", line.learning_rate},
+                   {"tokens_per_s", line.tokens_per_s},
+                   {"mfu", line.mfu ? OrderedJson(*line.mfu) : OrderedJson(nullptr)},
+                   {"predicted_step_time_s", line.predicted_step_time.value},
+                   {"step_time_s", line.step_time.value},
+                   {"time_left_s", line.time_left.value},
+                   {"peak_memory_bytes", line.peak_memory.value}};
+  if (const auto& v = line.validation) {
+    json["validation_loss"] = v->loss;
+    json["validation_cross_entropy"] = v->cross_entropy;
+    json["validation_balance_loss"] = v->balance_loss;
+    json["validation_time_s"] = v->time.value;
+  }
+  return json;
 }
 
 std::string duration_warning(Seconds step, std::int64_t steps, bool at_least) {

@@ -11,23 +11,31 @@
 
 namespace meshwright {
 
+// Of an evaluation.
+struct ValidationLine {
+  double loss = 0, cross_entropy = 0, balance_loss = 0;
+  Seconds time;
+};
+
 struct StepLine {
   std::int64_t step = 0, steps = 0;  // this one, counted from 1, of so many
   double loss = 0, cross_entropy = 0, balance_loss = 0, gradient_norm = 0, learning_rate = 0;
   double tokens_per_s = 0;
-  std::optional<double> mfu;               // none: the peak of the machine that runs is not known
-  Seconds predicted_step_time, step_time;  // the latter measured
-  Seconds time_left;                       // of the run, at the pace so far
-  Bytes peak_memory;                       // of the rank that needs the most
+  std::optional<double> mfu;                 // none: the peak of the machine that runs is not known
+  Seconds predicted_step_time, step_time;    // the latter measured
+  Seconds time_left;                         // of the run, at the pace so far
+  Bytes peak_memory;                         // of the rank that needs the most
+  std::optional<ValidationLine> validation;  // where what the step left was evaluated
 };
 
 // Headers above the lines; the lines below are aligned with them. In 80 columns: step, loss, gradient norm, tokens/s, MFU,
 // step time as predicted and as measured, time left; where there is room, the rest. Without the gradient norm where the
 // number of steps is long.
 std::string step_heading(std::int64_t steps, int columns);
-std::string step_text(const StepLine& line, int columns);
+std::string step_text(const StepLine& line, int columns);  // with a line of its own for the validation
 // step, loss, cross_entropy, balance_loss, gradient_norm, learning_rate, tokens_per_s, mfu (or null),
-// predicted_step_time_s, step_time_s, time_left_s, peak_memory_bytes.
+// predicted_step_time_s, step_time_s, time_left_s, peak_memory_bytes; where there is a validation: validation_loss,
+// validation_cross_entropy, validation_balance_loss, validation_time_s.
 OrderedJson to_json(const StepLine& line);
 
 // What is to be known before a run begins whose steps take more than a minute, or all of them more than an hour.

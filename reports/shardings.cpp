@@ -21,16 +21,16 @@ namespace {
 // Stages that keep a block.
 std::vector<int> stages_of(const ProgramSet& set, int block) {
   std::vector<int> stages;
-  for (std::size_t stage = 0; stage < set.state_of.size(); ++stage)
-    for (const BlockState& state : set.state_of[stage])
+  for (std::size_t stage = 0; stage < set.stages.size(); ++stage)
+    for (const BlockState& state : set.state_layout->stages[stage].blocks)
       if (state.block == block) stages.push_back(static_cast<int>(stage));
   return stages;
 }
 
 void add_parameters(const ProgramSet& set, std::vector<TensorSharding>& out) {
   std::map<int, std::size_t> row_of;  // by parameter: a tied table is in two blocks
-  for (std::size_t block = 0; block < set.blocks.size(); ++block)
-    for (const Unit& unit : set.blocks[block].units)
+  for (std::size_t block = 0; block < set.blocks().size(); ++block)
+    for (const Unit& unit : set.blocks()[block].units)
       for (const ParameterPlacement& placement : unit.parameters) {
         const std::vector<int> stages = stages_of(set, static_cast<int>(block));
         const auto [it, is_new] = row_of.emplace(placement.parameter, out.size());
@@ -39,7 +39,7 @@ void add_parameters(const ProgramSet& set, std::vector<TensorSharding>& out) {
           row.stages.insert(row.stages.end(), stages.begin(), stages.end());
           continue;
         }
-        const Parameter& parameter = set.parameters[placement.parameter];
+        const Parameter& parameter = set.parameters()[placement.parameter];
         const bool cut = set.mesh.tp > 1 && placement.tp.kind == Layout::Kind::kShard;
         out.push_back({parameter.name,
                        TensorRole::kParameter,
@@ -55,9 +55,11 @@ void add_parameters(const ProgramSet& set, std::vector<TensorSharding>& out) {
 
 // Units of every block, as each stage keeps them: which frames are apart follows from where they lie.
 void add_state(const ProgramSet& set, std::vector<TensorSharding>& out) {
-  for (std::size_t stage = 0; stage < set.state_of.size(); ++stage)
-    for (const BlockState& state : set.state_of[stage])
-      for (const Unit& unit : set.blocks[state.block].units) {
+  for (std::size_t stage = 0; stage < set.stages.size(); ++stage)
+    for (std::size_t b = 0; b < set.stages[stage].buffers.size(); ++b) {
+      const BlockState& state = set.state_layout->stages[stage].blocks[b];
+      const BlockBuffers& buffers = set.stages[stage].buffers[b];
+      for (const Unit& unit : set.blocks()[state.block].units) {
         const auto add = [&](TensorRole role, bool sharded, DType dtype) {
           const std::int64_t local = sharded ? unit.padded / set.mesh.dp : unit.padded;
           const bool cut = sharded && set.mesh.dp > 1;
@@ -72,14 +74,17 @@ void add_state(const ProgramSet& set, std::vector<TensorSharding>& out) {
                          {local * size_of(dtype)}});
         };
         add(TensorRole::kMaster, state.master_sharded, set.state);
-        if (state.weights >= 0 && state.weights != state.master) add(TensorRole::kWeights, false, set.compute);
+        if (buffers.weights >= 0 || (state.weights >= 0 && state.weights != state.master))
+          add(TensorRole::kWeights, false, set.compute);
         if (state.weight_shard >= 0 && state.weight_shard != state.master)
           add(TensorRole::kWeightShard, true, set.compute);
-        if (state.grads >= 0) add(TensorRole::kGradients, false, set.state);
-        if (state.grad_shard >= 0 && state.grad_shard != state.grads) add(TensorRole::kGradientShard, true, set.state);
+        if (buffers.grads >= 0) add(TensorRole::kGradients, false, set.state);
+        if (buffers.grad_shard >= 0 && buffers.grad_shard != buffers.grads)
+          add(TensorRole::kGradientShard, true, set.state);
         add(TensorRole::kMoment1, state.master_sharded, set.state);
         add(TensorRole::kMoment2, state.master_sharded, set.state);
       }
+    }
 }
 
 bool is_activation(Frame frame) {

@@ -118,11 +118,11 @@ class Names {
   // The parameter that a tensor of the frames of whole weights and gradients is, found by where it lies in its block.
   const Parameter* parameter_of(const PlacedOp& placed, const Tensor& tensor) const {
     if (placed.call.block < 0 || (tensor.frame != Frame::kWeights && tensor.frame != Frame::kGrads)) return nullptr;
-    for (const Unit& unit : set_.blocks[static_cast<std::size_t>(placed.call.block)].units)
+    for (const Unit& unit : set_.blocks()[static_cast<std::size_t>(placed.call.block)].units)
       for (const ParameterPlacement& p : unit.parameters)
         if (tensor.offset == (unit.offset + p.offset) * size_of(tensor.dtype) &&
             elements(tensor.shape) == elements(p.local_shape))
-          return &set_.parameters[static_cast<std::size_t>(p.parameter)];
+          return &set_.parameters()[static_cast<std::size_t>(p.parameter)];
     return nullptr;
   }
 
@@ -131,7 +131,7 @@ class Names {
     const bool whole = tensor.frame == Frame::kWeights || tensor.frame == Frame::kGrads;
     const bool shard = tensor.frame == Frame::kGradShard || tensor.frame == Frame::kWeightShard;
     if (placed.call.block < 0 || !(whole || shard)) return nullptr;
-    for (const Unit& unit : set_.blocks[static_cast<std::size_t>(placed.call.block)].units)
+    for (const Unit& unit : set_.blocks()[static_cast<std::size_t>(placed.call.block)].units)
       for (const std::int64_t parts : {1, set_.mesh.dp})
         if ((shard || parts == 1) && tensor.offset == unit.offset / parts * size_of(tensor.dtype) &&
             elements(tensor.shape) == unit.padded / parts)

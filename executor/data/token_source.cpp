@@ -92,6 +92,35 @@ void TokenSource::read(int shard, std::int64_t first, std::span<std::int32_t> to
   }
 }
 
+std::int64_t TokenSource::all_tokens() const {
+  std::int64_t all = 0;
+  for (const Shard& s : shards_) all += s.size;
+  return all;
+}
+
+TokenSource TokenSource::split_off(std::int64_t tokens) {
+  meshwright::check(0 < tokens && tokens < all_tokens(), "token source: {} of {} tokens split off", tokens,
+                    all_tokens());
+  std::vector<Shard> end;
+  while (shards_.back().size <= tokens) {
+    tokens -= shards_.back().size;
+    end.insert(end.begin(), std::move(shards_.back()));
+    shards_.pop_back();
+  }
+  if (tokens > 0) {
+    Shard& cut = shards_.back();
+    const std::int64_t whole = cut.size;
+    cut.size -= tokens;
+    // What read() compares is the size of a part.
+    const auto part = [whole, read = cut.read](std::int64_t begin, std::int64_t size) {
+      return [=](std::int64_t first, std::span<std::int32_t> to) { return read(begin + first, to) - whole + size; };
+    };
+    end.insert(end.begin(), {cut.name, tokens, part(cut.size, tokens), {}});
+    cut.read = part(0, cut.size);
+  }
+  return TokenSource(std::move(end));
+}
+
 void TokenSource::check(const std::function<void(int shard)>& progress) const {
   with_all_faults(shards_.size(), [&](std::size_t i) {
     if (progress) progress(static_cast<int>(i));

@@ -34,6 +34,11 @@ class TokenSource {
   // has no longer the size that it had.
   void read(int shard, std::int64_t first, std::span<std::int32_t> tokens) const;
 
+  // Takes the last `tokens` off: whole shards from the end, and the end of the one that is left. A shard of which a part
+  // stays here is checked here. Precondition: 0 < tokens < all of them.
+  TokenSource split_off(std::int64_t tokens);
+  std::int64_t all_tokens() const;  // of all shards
+
   // Reads every shard once, so that a long run does not end at the one that is bad. Throws InputError with a fault of each bad
   // shard. progress: called before each.
   void check(const std::function<void(int shard)>& progress = {}) const;

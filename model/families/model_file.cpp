@@ -192,7 +192,7 @@ TrainingConfig read_model_file(const JsonDocument& document) {
   config.alpha = config.model.balance_weight;
   if (config.model_dtype == "float16")
     config.notes.push_back("dtype = \"float16\": simulated devices compute in it; a run can't");
-  config.train_batch_size = config.sequences;
+  config.train_batch_size = config.val_batch_size = config.sequences;
 
   const Json resolved{{"name", config.name},
                       {"batch", config.sequences},

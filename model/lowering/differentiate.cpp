@@ -501,6 +501,12 @@ Differentiated differentiate(const Piece& computation, const MeshShape& mesh, co
   return out;
 }
 
+Piece forward_alone(Piece computation, std::string name) {
+  computation.name = std::move(name);
+  finish(computation);
+  return computation;
+}
+
 Piece differentiate_at_once(Piece computation, const MeshShape& mesh, const GradientFrames& frames) {
   Differentiator derived(computation, mesh, frames, true);
   derived.run();

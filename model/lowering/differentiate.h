@@ -32,6 +32,10 @@ struct GradientFrames {
 Differentiated differentiate(const Piece& computation, const MeshShape& mesh, const GradientFrames& frames,
                              const StashPolicy& policy, const std::string& name);
 
+// The computation alone, where nothing is differentiated: all that it computes lies in the workspace, and is freed after its
+// last use.
+Piece forward_alone(Piece computation, std::string name);
+
 // Forward and backward as one piece, for the end of the model, which leaves its own gradient (LmHead).
 Piece differentiate_at_once(Piece computation, const MeshShape& mesh, const GradientFrames& frames);
 

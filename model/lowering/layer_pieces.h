@@ -14,9 +14,12 @@ namespace meshwright {
 // (FSDP 0 and 1), or written anew into a buffer that is reduced after each microbatch (FSDP 2 and 3).
 Differentiated layer_pieces(const StepContext& context, const Layer& layer, const Block& block, Recompute recompute,
                             bool accumulate, const std::string& name);
+// The forward alone, which keeps nothing: kX -> kXOut.
+Piece layer_forward(const StepContext& context, const Layer& layer, const Block& block, const std::string& name);
 // Token ids -> kXOut, and the gradient of the tables from kD.
 Differentiated embedding_pieces(const StepContext& context, const ModelSpec& model, const Block& block);
-// Final norm, logits, loss and their gradient: kX -> kD.
+Piece embedding_forward(const StepContext& context, const ModelSpec& model, const Block& block);
+// Final norm, logits, loss and, where the context has gradients, these: kX -> kD.
 Piece head_piece(const StepContext& context, const ModelSpec& model, const Block& block);
 
 }  // namespace meshwright

@@ -7,6 +7,7 @@
 #include <limits>
 #include <numeric>
 
+#include "model/lowering/placement.h"
 #include "model/lowering/stage_writer.h"
 #include "model/lowering/step_pieces.h"
 #include "model/program/check.h"
@@ -208,9 +209,13 @@ const ProgramSet& Lowering::cut(const std::vector<int>& layers) & {
             std::accumulate(layers.begin(), layers.end(), 0) == static_cast<int>(p.kind_of_layer.size()),
         "lower: {} layers cut into {}", p.kind_of_layer.size(), fmt::join(layers, "-"));
   p.set.stages.clear();
-  p.set.state_of.clear();
-  for (int stage = 0, first = 0; stage < p.plan.mesh.pp; first += layers[static_cast<std::size_t>(stage++)])
+  if (p.layout.use_count() > 2)  // a copy of an earlier cut, or a set that evaluates one, refers to it
+    p.set.state_layout = p.layout = std::make_shared<StateLayout>(*p.layout);
+  p.layout->stages.clear();
+  for (int stage = 0, first = 0; stage < p.plan.mesh.pp; first += layers[static_cast<std::size_t>(stage++)]) {
+    p.layout->stages.push_back(place_state(p.set, stage, first, layers[static_cast<std::size_t>(stage)]));
     write_stage(p, stage, first, layers[static_cast<std::size_t>(stage)]);
+  }
   return p.set;
 }
 
@@ -226,6 +231,24 @@ std::vector<int> stage_layers(const ModelSpec& model, const TrainingShape& shape
 ProgramSet lower(const ModelSpec& model, const TrainingShape& shape, const Plan& plan) {
   Lowering lowering(model, shape, plan);
   return std::move(lowering).cut(plan.layers.empty() ? lowering.balanced_by_flops() : plan.layers);
+}
+
+int evaluation_microbatches(std::int64_t sequences, std::int64_t largest) {
+  check(sequences > 0 && largest > 0, "lower: {} sequences in microbatches of {}", sequences, largest);
+  std::int64_t m = (sequences + largest - 1) / largest;
+  while (sequences % m != 0) ++m;
+  return static_cast<int>(m);
+}
+
+ProgramSet lower_evaluation(const ModelSpec& model, const TrainingShape& shape, const Plan& plan,
+                            const ProgramSet& trained) {
+  const auto faults = illegalities(model, shape, plan);
+  check(faults.empty(), "lower: {}", faults.empty() ? "" : faults.front().reason + ": " + faults.front().detail);
+  check(plan.mesh == trained.mesh && plan.fsdp == trained.fsdp && shape.compute == trained.compute,
+        "lower: an evaluation of another plan's state");
+  StepPieces pieces = make_evaluation_pieces(model, shape, plan, trained);
+  for (const Program& stage : trained.stages) write_stage(pieces, stage.stage, stage.first_layer, stage.layers);
+  return std::move(pieces.set);
 }
 
 }  // namespace meshwright

@@ -88,4 +88,14 @@ std::vector<int> stage_layers(const ModelSpec& model, const TrainingShape& shape
 // The programs of every stage, which have stage_layers(). Asserts that the plan is legal.
 ProgramSet lower(const ModelSpec& model, const TrainingShape& shape, const Plan& plan);
 
+// The programs that evaluate the state of `trained`, a set that lower() made: forwards alone, on the same mesh, stages and
+// FSDP stage, of `shape.sequences` in `plan.microbatches`. No dropout, no capacity of experts, nothing kept for a backward,
+// no gradient; the sums of the losses come together as at the end of a training step. `plan`: what `trained` was made of,
+// but for the microbatches. Asserts that it is, and is legal for this shape.
+ProgramSet lower_evaluation(const ModelSpec& model, const TrainingShape& shape, const Plan& plan,
+                            const ProgramSet& trained);
+
+// The fewest microbatches of at most `largest` sequences that divide the `sequences` of a dp shard.
+int evaluation_microbatches(std::int64_t sequences, std::int64_t largest);
+
 }  // namespace meshwright

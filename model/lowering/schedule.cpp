@@ -17,4 +17,11 @@ std::vector<StageAction> stage_actions(Schedule schedule, int stage, int stages,
   return actions;
 }
 
+std::vector<StageAction> forward_actions(int microbatches) {
+  std::vector<StageAction> actions;
+  actions.reserve(static_cast<std::size_t>(microbatches));
+  for (int m = 0; m < microbatches; ++m) actions.push_back({true, m});
+  return actions;
+}
+
 }  // namespace meshwright

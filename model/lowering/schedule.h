@@ -18,4 +18,7 @@ struct StageAction {
 // Backwards come in the order of the forwards.
 std::vector<StageAction> stage_actions(Schedule schedule, int stage, int stages, int microbatches);
 
+// An evaluation's forwards come one after the other, whatever the schedule and the stage.
+std::vector<StageAction> forward_actions(int microbatches);
+
 }  // namespace meshwright

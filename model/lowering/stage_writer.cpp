@@ -23,15 +23,18 @@ class StageWriter {
         stage_(stage),
         first_(first_layer),
         layers_(layers),
+        state_(set_.state_layout->stages[static_cast<std::size_t>(stage)]),
         x_bytes_(align_up(pieces.own_rows() * pieces.width * size_of(pieces.set.compute))) {
     program_.stage = stage;
     program_.first_layer = first_layer;
     program_.layers = layers;
+    program_.regions = state_.regions;
+    program_.arena_bytes = state_.bytes;
   }
 
   void write() {
     write_schedule();
-    lay_out_state();
+    lay_out_buffers();
     lay_out_entries();
     write_chunks();
     write_slots();
@@ -44,7 +47,6 @@ class StageWriter {
     for (Chunk& chunk : program_.chunks)
       for (Call& call : chunk.calls) call.base[static_cast<int>(Frame::kWorkspace)] = at;
     set_.stages.push_back(std::move(program_));
-    set_.state_of.push_back(std::move(states_));
   }
 
  private:
@@ -55,6 +57,7 @@ class StageWriter {
 
   bool first() const { return stage_ == 0; }
   bool last() const { return stage_ == mesh_.pp - 1; }
+  bool trains() const { return p_.trains(); }
 
   std::int64_t region(std::string name, MemoryClass memory_class, std::int64_t bytes) {
     const std::int64_t at = program_.arena_bytes;
@@ -63,60 +66,39 @@ class StageWriter {
     return at;
   }
 
-  // Blocks whose parameters this stage keeps, layers first.
-  std::vector<int> blocks() const {
-    std::vector<int> mine(static_cast<std::size_t>(layers_));
-    std::iota(mine.begin(), mine.end(), first_);
-    if (first()) mine.push_back(embedding_block(set_));
-    if (last() && mesh_.pp > 1) mine.push_back(head_block(set_));
-    return mine;
-  }
-
-  void lay_out_state() {
+  // What lies beside the state but goes with its blocks; metrics.
+  void lay_out_buffers() {
     const int fsdp = p_.plan.fsdp;
     const std::int64_t state = size_of(set_.state), compute = size_of(set_.compute);
-    const bool low = p_.low_precision();
     std::int64_t whole = 0, shard = 0, outside = 0;
-    for (const int b : blocks()) {
-      const Block& block = set_.blocks[b];
+    for (const BlockState& st : state_.blocks) {
+      const Block& block = set_.blocks()[st.block];
       whole += block.padded;
       shard += p_.shard_elements(block);
       if (block.layer < 0) outside += block.padded;
     }
-    // Which frames share memory: without sharding and casting, weights are master weights; a shard of master weights is
-    // what is gathered unless products read a narrower type.
-    const std::int64_t master = region("master weights", MemoryClass::kParameters, shard * state);
-    const bool weights_apart = low || fsdp == 1 || fsdp == 2;
-    const std::int64_t weights = fsdp == 3
-                                     ? region("weights gathered once", MemoryClass::kParameters, outside * compute)
-                                 : weights_apart ? region("weights", MemoryClass::kParameters, whole * compute)
-                                                 : master;
-    const std::int64_t weight_shard =
-        fsdp >= 1 && low ? region("weight shards", MemoryClass::kParameters, shard * compute) : master;
-    const std::int64_t m = region("moment 1", MemoryClass::kOptimizer, shard * state);
-    const std::int64_t v = region("moment 2", MemoryClass::kOptimizer, shard * state);
-    const std::int64_t grads = region("gradients", MemoryClass::kGradients, (fsdp >= 2 ? outside : whole) * state);
-    const std::int64_t grad_shards =
-        fsdp >= 1 ? region("gradient shards", MemoryClass::kGradients, shard * state) : grads;
+    std::int64_t weights = 0, grads = 0, grad_shards = 0;
+    if (fsdp == 3) weights = region("weights gathered once", MemoryClass::kParameters, outside * compute);
+    if (trains()) {
+      grads = region("gradients", MemoryClass::kGradients, (fsdp >= 2 ? outside : whole) * state);
+      grad_shards = fsdp >= 1 ? region("gradient shards", MemoryClass::kGradients, shard * state) : grads;
+    }
     if (fsdp == 3) weights_ring_ = make_ring("gathered weights", set_.compute, true);
-    if (fsdp >= 2) grads_ring_ = make_ring("unreduced gradients", set_.state, false);
+    if (fsdp >= 2 && trains()) grads_ring_ = make_ring("unreduced gradients", set_.state, false);
 
-    state_of_block_.resize(set_.blocks.size());
+    place_of_block_.resize(set_.blocks().size());
     std::int64_t w = 0, s = 0, o = 0;  // elements so far: whole, shards, outside the layers
-    for (const int b : blocks()) {
-      const Block& block = set_.blocks[b];
+    for (const BlockState& st : state_.blocks) {
+      const Block& block = set_.blocks()[st.block];
       const bool layer = block.layer >= 0;
-      BlockState st{.block = b};
-      st.master = master + s * state;
-      st.master_sharded = p_.state_sharded();
-      st.weights = fsdp == 3 ? (layer ? -1 : weights + o * compute) : weights + w * compute;
-      st.weight_shard = fsdp >= 1 ? (low ? weight_shard + s * compute : st.master) : -1;
-      st.grads = fsdp >= 2 ? (layer ? -1 : grads + o * state) : grads + w * state;
-      st.grad_shard = fsdp >= 1 ? grad_shards + s * state : st.grads;
-      st.moment1 = m + s * state;
-      st.moment2 = v + s * state;
-      state_of_block_[static_cast<std::size_t>(b)] = states_.size();
-      states_.push_back(st);
+      BlockBuffers own;
+      if (fsdp == 3 && !layer) own.weights = weights + o * compute;
+      if (trains()) {
+        own.grads = fsdp >= 2 ? (layer ? -1 : grads + o * state) : grads + w * state;
+        own.grad_shard = fsdp >= 1 ? grad_shards + s * state : own.grads;
+      }
+      place_of_block_[static_cast<std::size_t>(st.block)] = program_.buffers.size();
+      program_.buffers.push_back(own);
       w += block.padded;
       s += p_.shard_elements(block);
       if (!layer) o += block.padded;
@@ -139,7 +121,7 @@ class StageWriter {
     forwards_.reserve(static_cast<std::size_t>(m));
     backwards_.reserve(static_cast<std::size_t>(m));
     emit(Action::kBegin, -1);
-    for (const StageAction& a : stage_actions(p_.plan.schedule, stage_, mesh_.pp, m)) {
+    for (const StageAction& a : trains() ? stage_actions(p_.plan.schedule, stage_, mesh_.pp, m) : forward_actions(m)) {
       Uses u{.microbatch = a.microbatch};
       if (a.forward ? !first() : !last())
         u.recv = emit(a.forward ? Action::kRecvForward : Action::kRecvBackward, a.microbatch);
@@ -158,7 +140,7 @@ class StageWriter {
   };
   Ring make_ring(std::string name, DType dtype, bool forwards_too) {
     Ring ring;
-    for (int i = 0; i < layers_; ++i) ring.size.push_back(align_up(set_.blocks[first_ + i].padded * size_of(dtype)));
+    for (int i = 0; i < layers_; ++i) ring.size.push_back(align_up(set_.blocks()[first_ + i].padded * size_of(dtype)));
     ring.turn.resize(ring.size.size());
     const auto neighbours = [&](int a, int b) {
       ring.turn[a] = std::max(ring.turn[a], ring.size[b]);
@@ -203,37 +185,42 @@ class StageWriter {
     anchors_.resize(m);
     std::vector<int> backward_of(m);  // slot
     for (const Uses& u : backwards_) backward_of[static_cast<std::size_t>(u.microbatch)] = u.compute;
-    // A microbatch's stash: for every layer what it saves and, but for the first, its input; then the head's input.
+    // A microbatch's stash: for every layer what it saves and, but for the first, its input; then the head's input. Without a
+    // backward nothing is saved, and inputs take turns in two places.
     std::int64_t stash = 0;
+    const auto input = [&](int i) {
+      if (trains()) return std::exchange(stash, stash + x);
+      stash = std::max(stash, (2 - i % 2) * x);
+      return (1 - i % 2) * x;
+    };
     for (int i = 0; i < layers_; ++i) {
-      layer_input_.push_back(i > 0 ? stash : 0);  // the first's is in the inbox
-      if (i > 0) stash += x;
+      layer_input_.push_back(i > 0 ? input(i) : 0);  // the first's is in the inbox
       layer_stash_.push_back(stash);
       stash += p_.of_block(first_ + i).stash;
     }
-    if (last()) {
-      head_input_ = stash;
-      stash += x;
-    }
+    if (last()) head_input_ = input(layers_);
     std::vector<Lifetime> stashes(m), inputs(m), outputs(m), flows(m), tokens(m);
     for (std::size_t k = 0; k < m; ++k) {
-      const Uses &f = forwards_[k], &b = backwards_[k];
-      const int end = backward_of[static_cast<std::size_t>(f.microbatch)];
+      const Uses& f = forwards_[k];
+      const int end = trains() ? backward_of[static_cast<std::size_t>(f.microbatch)] : f.compute;
       stashes[k] = {f.compute, end};
       inputs[k] = {f.recv < 0 ? f.compute : k > 0 ? forwards_[k - 1].compute : f.recv, end};
       outputs[k] = {f.compute, k + 1 < m ? forwards_[k + 1].compute : f.send};
+      tokens[k] = {0, end};
+      if (!trains()) continue;
+      const Uses& b = backwards_[k];
       flows[k].first = b.recv < 0 ? b.compute : k > 0 ? backwards_[k - 1].compute : b.recv;
       flows[k].last = b.send < 0   ? b.compute
                       : k + 1 == m ? b.send
                       : b.recv < 0 ? backwards_[k + 1].compute
                                    : backwards_[k + 1].compute - 1;
-      tokens[k] = {0, end};
     }
     lay_out(Anchor::kStash, "stash", MemoryClass::kActivations, stash, forwards_, std::move(stashes));
     lay_out(Anchor::kInbox, "stage inputs", MemoryClass::kActivations, x, forwards_, std::move(inputs));
     if (!last()) lay_out(Anchor::kOutbox, "stage outputs", MemoryClass::kBuffers, x, forwards_, std::move(outputs));
-    lay_out(Anchor::kGradientFlow, "gradient of the residual stream", MemoryClass::kBuffers, x, backwards_,
-            std::move(flows));
+    if (trains())
+      lay_out(Anchor::kGradientFlow, "gradient of the residual stream", MemoryClass::kBuffers, x, backwards_,
+              std::move(flows));
     std::ranges::stable_sort(program_.begins, {}, &EntryEdge::slot);
     std::ranges::stable_sort(program_.ends, {}, &EntryEdge::slot);
     if (first() || last())
@@ -254,17 +241,19 @@ class StageWriter {
     set(c, Frame::kTokens, 0, Anchor::kTokens);
     set(c, Frame::kD, 0, Anchor::kGradientFlow);
     if (block < 0) return c;
-    const BlockState& st = states_[state_of_block_[static_cast<std::size_t>(block)]];
-    c.layer = set_.blocks[block].layer;
-    c.weights_ring = st.weights < 0;
-    c.grads_ring = st.grads < 0;
-    set(c, Frame::kWeights, c.weights_ring ? weights_ring_.offset : st.weights);
-    set(c, Frame::kGrads, c.grads_ring ? grads_ring_.offset : st.grads);
+    const std::size_t place = place_of_block_[static_cast<std::size_t>(block)];
+    const BlockState& st = state_.blocks[place];
+    const BlockBuffers& own = program_.buffers[place];
+    c.layer = set_.blocks()[block].layer;
+    c.weights_ring = st.weights < 0 && own.weights < 0;
+    c.grads_ring = trains() && own.grads < 0;
+    set(c, Frame::kWeights, c.weights_ring ? weights_ring_.offset : std::max(st.weights, own.weights));
+    set(c, Frame::kGrads, c.grads_ring ? grads_ring_.offset : own.grads);
     if (c.weights_ring) c.weights_turn = weights_ring_.turn[block - first_];
     if (c.grads_ring) c.grads_turn = grads_ring_.turn[block - first_];
     set(c, Frame::kWeightShard, st.weight_shard);
     set(c, Frame::kMaster, st.master);
-    set(c, Frame::kGradShard, st.grad_shard);
+    set(c, Frame::kGradShard, own.grad_shard);
     set(c, Frame::kMoment1, st.moment1);
     set(c, Frame::kMoment2, st.moment2);
     return c;
@@ -350,7 +339,14 @@ class StageWriter {
       if (gathered >= 0) calls.end(gathered, Frame::kWeights, weights_ring_.size[i]);
       gathered = next;
     }
+    if (last() && !trains()) calls.compute(head_call());
     return calls;
+  }
+
+  Call head_call() const {
+    Call head = call(p_.head, head_block(set_));
+    set(head, Frame::kX, head_input_, Anchor::kStash);
+    return head;
   }
 
   Calls backward_calls(bool last_microbatch) const {
@@ -361,9 +357,7 @@ class StageWriter {
         calls.reduce(call(piece, block));
     };
     if (last()) {
-      Call head = call(p_.head, head_block(set_));
-      set(head, Frame::kX, head_input_, Anchor::kStash);
-      calls.compute(head);
+      calls.compute(head_call());
       if (mesh_.pp > 1) reduce_outside(head_block(set_));
     }
     // Layers in reverse. A layer's weights are gathered before the layer behind it runs, so that the gather does not queue
@@ -394,14 +388,17 @@ class StageWriter {
   void write_chunks() {
     Calls begin = calls();
     begin.add(call(p_.clear_metrics, -1));
-    for (const int b : blocks()) {
-      begin.add(call(p_.of_block(b).clear, b));
-      if (set_.blocks[b].layer < 0 && p_.of_block(b).gather >= 0) begin.add(call(p_.of_block(b).gather, b));
+    for (const BlockState& st : state_.blocks) {
+      const int b = st.block;
+      if (trains()) begin.add(call(p_.of_block(b).clear, b));
+      if (set_.blocks()[b].layer < 0 && p_.of_block(b).gather >= 0) begin.add(call(p_.of_block(b).gather, b));
     }
     begin_ = chunk("begin", std::move(begin));
     forward_ = chunk("forward", forward_calls());
-    backward_ = chunk("backward", backward_calls(false));
-    backward_last_ = chunk("backward, last microbatch", backward_calls(true));
+    if (trains()) {
+      backward_ = chunk("backward", backward_calls(false));
+      backward_last_ = chunk("backward, last microbatch", backward_calls(true));
+    }
 
     const auto message = [&](const char* name, int piece, Frame frame, Anchor anchor) {
       Call c = call(piece, -1);
@@ -410,32 +407,31 @@ class StageWriter {
       message_calls.add(c);
       return chunk(name, std::move(message_calls));
     };
-    if (!last()) {
-      send_forward_ = message("send forward", p_.send_forward, Frame::kXOut, Anchor::kOutbox);
+    if (!last()) send_forward_ = message("send forward", p_.send_forward, Frame::kXOut, Anchor::kOutbox);
+    if (!last() && trains())
       recv_backward_ = message("receive backward", p_.recv_backward, Frame::kD, Anchor::kGradientFlow);
-    }
-    if (!first()) {
-      recv_forward_ = message("receive forward", p_.recv_forward, Frame::kXOut, Anchor::kInbox);
+    if (!first()) recv_forward_ = message("receive forward", p_.recv_forward, Frame::kXOut, Anchor::kInbox);
+    if (!first() && trains())
       send_backward_ = message("send backward", p_.send_backward, Frame::kD, Anchor::kGradientFlow);
-    }
     if (p_.reduce_ends >= 0 && (first() || last())) {
       Calls ends = calls();
       ends.reduce(call(p_.reduce_ends, first() ? embedding_block(set_) : head_block(set_)));
       reduce_ends_ = chunk("reduce table", std::move(ends));
     }
-    Calls norm = calls(), update = calls();
-    for (const int b : blocks()) {
-      if (p_.of_block(b).norm >= 0) norm.add(call(p_.of_block(b).norm, b));
-      update.add(call(p_.of_block(b).update, b));
+    Calls sums = calls(), update = calls();
+    for (const BlockState& st : state_.blocks) {
+      const BlockPieces& pieces = p_.of_block(st.block);
+      if (pieces.norm >= 0) sums.add(call(pieces.norm, st.block));
+      if (trains()) update.add(call(pieces.update, st.block));
     }
-    if (p_.metrics_tp_dp >= 0) norm.add(call(p_.metrics_tp_dp, -1));
-    norm_ = chunk("norm", std::move(norm));
+    if (p_.metrics_tp_dp >= 0) sums.add(call(p_.metrics_tp_dp, -1));
+    if (!sums.calls.empty()) sums_ = chunk(trains() ? "norm" : "metrics", std::move(sums));
     if (mesh_.pp > 1) {
       Calls over_pp = calls();
       over_pp.add(call(p_.metrics_pp, -1));
-      norm_pp_ = chunk("norm over pp", std::move(over_pp));
+      sums_pp_ = chunk(trains() ? "norm over pp" : "metrics over pp", std::move(over_pp));
     }
-    update_ = chunk("update", std::move(update));
+    if (trains()) update_ = chunk("update", std::move(update));
   }
 
   // What the slots of the schedule run, and on what; then the end of the step.
@@ -453,9 +449,9 @@ class StageWriter {
       program_.slots.push_back({.action = action, .microbatch = -1, .chunk = chunk, .ring = ring_});
     };
     if (reduce_ends_ >= 0) emit(Action::kReduce, reduce_ends_);
-    emit(Action::kNorm, norm_);
-    if (norm_pp_ >= 0) emit(Action::kReduce, norm_pp_);
-    emit(Action::kUpdate, update_);
+    if (sums_ >= 0) emit(trains() ? Action::kNorm : Action::kReduce, sums_);
+    if (sums_pp_ >= 0) emit(Action::kReduce, sums_pp_);
+    if (trains()) emit(Action::kUpdate, update_);
   }
   int chunk_of(const Slot& slot) const {
     switch (slot.action) {
@@ -481,16 +477,16 @@ class StageWriter {
   const MeshShape mesh_;
   int stage_, first_, layers_;
   Program program_;
-  std::vector<BlockState> states_;
-  std::vector<std::size_t> state_of_block_;                  // index in states_, of the blocks that this stage keeps
-  std::vector<Uses> forwards_, backwards_;                   // in the order of the schedule
+  const StageState& state_;
+  std::vector<std::size_t> place_of_block_;  // index in state_.blocks, of the blocks that this stage keeps
+  std::vector<Uses> forwards_, backwards_;   // in the order of the schedule
   std::vector<std::array<std::int64_t, kAnchors>> anchors_;  // by microbatch
   Ring weights_ring_, grads_ring_;
   std::int64_t metrics_ = 0, comm_scratch_ = 0, head_input_ = 0;
   const std::int64_t x_bytes_;  // of the residual stream, one microbatch
   std::vector<std::int64_t> layer_input_, layer_stash_;
   int begin_ = -1, forward_ = -1, backward_ = -1, backward_last_ = -1, send_forward_ = -1, recv_forward_ = -1,
-      send_backward_ = -1, recv_backward_ = -1, reduce_ends_ = -1, norm_ = -1, norm_pp_ = -1, update_ = -1;
+      send_backward_ = -1, recv_backward_ = -1, reduce_ends_ = -1, sums_ = -1, sums_pp_ = -1, update_ = -1;
   std::uint8_t ring_ = 0;
 };
 

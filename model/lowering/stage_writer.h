@@ -5,7 +5,8 @@
 
 namespace meshwright {
 
-// Appends stage `stage` (layers first_layer .. first_layer + layers) to pieces.set.stages and state_of. Stages in order.
+// Appends stage `stage` (layers first_layer .. first_layer + layers) to pieces.set.stages; the layout has its state. Stages in
+// order.
 void write_stage(StepPieces& pieces, int stage, int first_layer, int layers);
 
 }  // namespace meshwright

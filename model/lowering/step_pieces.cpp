@@ -13,7 +13,8 @@ namespace {
 
 class Writer {
  public:
-  Writer(const ModelSpec& model, const TrainingShape& shape, const Plan& plan)
+  // `trained`: null for a training.
+  Writer(const ModelSpec& model, const TrainingShape& shape, const Plan& plan, const ProgramSet* trained)
       : model_(model), plan_(plan), adam_(shape.adam) {
     out_.plan = plan;
     out_.width = model.width;
@@ -30,16 +31,22 @@ class Writer {
         ++set_.moe_layers;
       }
     set_.balance_weight = model.balance_weight;
-    place_parameters(model, set_);
+    if (trained) {
+      set_.purpose = Purpose::kEvaluation;
+      set_.state_layout = trained->state_layout;
+    } else {
+      set_.state_layout = out_.layout = std::make_shared<StateLayout>(place_parameters(model, plan.mesh));
+    }
     context_.width = model.width;
-    context_.train = shape.train;
+    context_.train = shape.train && out_.trains();
+    context_.gradients = out_.trains();
     context_.balance_weight = model.balance_weight;
     context_.attention_block = shape.attention_block;
     context_.logit_elements = shape.logit_elements;
   }
 
   StepPieces write() {
-    lay_out_comm_scratch();
+    if (out_.trains()) lay_out_comm_scratch();
     make_layer_kinds();
     make_shared_pieces();
     return std::move(out_);
@@ -79,22 +86,30 @@ class Writer {
     for (std::size_t kind = 0; kind < names.size(); ++kind) {
       const std::string& name = names[kind];
       const Layer& spec = model_.layers[first_of_kind[kind]];
-      const Block& block = set_.blocks[first_of_kind[kind]];
+      const Block& block = set_.blocks()[first_of_kind[kind]];
       BlockPieces p = state_pieces(block, name, true);
-      Differentiated pieces = layer_pieces(context_, spec, block, plan_.recompute, plan_.fsdp < 2, name);
-      p.forward = add(std::move(pieces.forward));
-      p.backward = add(std::move(pieces.backward));
-      p.stash = pieces.stash_bytes;
+      if (out_.trains()) {
+        Differentiated pieces = layer_pieces(context_, spec, block, plan_.recompute, plan_.fsdp < 2, name);
+        p.forward = add(std::move(pieces.forward));
+        p.backward = add(std::move(pieces.backward));
+        p.stash = pieces.stash_bytes;
+      } else {
+        p.forward = add(layer_forward(context_, spec, block, name));
+      }
       out_.kinds.push_back(p);
     }
   }
 
   void make_shared_pieces() {
-    const Block& embedding = set_.blocks[embedding_block(set_)];
-    const Block& last = set_.blocks[head_block(set_)];
-    Differentiated embed = embedding_pieces(context_, model_, embedding);
-    out_.embed = add(std::move(embed.forward));
-    out_.embed_backward = add(std::move(embed.backward));
+    const Block& embedding = set_.blocks()[embedding_block(set_)];
+    const Block& last = set_.blocks()[head_block(set_)];
+    if (out_.trains()) {
+      Differentiated embed = embedding_pieces(context_, model_, embedding);
+      out_.embed = add(std::move(embed.forward));
+      out_.embed_backward = add(std::move(embed.backward));
+    } else {
+      out_.embed = add(embedding_forward(context_, model_, embedding));
+    }
     out_.head = add(head_piece(context_, model_, last));
     out_.embedding = state_pieces(embedding, "embedding", false);
     out_.last = plan_.mesh.pp == 1 ? out_.embedding : state_pieces(last, "head", false);
@@ -108,9 +123,11 @@ class Writer {
     if (plan_.mesh.pp > 1) {
       out_.send_forward = message("send.forward", Frame::kXOut, Send{{}, Direction::kNext});
       out_.recv_forward = message("recv.forward", Frame::kXOut, Recv{{}, Direction::kPrevious});
+    }
+    if (plan_.mesh.pp > 1 && out_.trains()) {
       out_.send_backward = message("send.backward", Frame::kD, Send{{}, Direction::kPrevious});
       out_.recv_backward = message("recv.backward", Frame::kD, Recv{{}, Direction::kNext});
-      const Unit& table = set_.blocks[embedding_block(set_)].units.front();
+      const Unit& table = set_.blocks()[embedding_block(set_)].units.front();
       if (table.second_copy)
         out_.reduce_ends = add(reduction("reduce.ends", Frame::kGradShard, out_.shard_elements(table), Group::kPpEnds));
     }
@@ -161,12 +178,12 @@ class Writer {
       if (const int p = group_size(plan_.mesh, group); p > 1)
         need[static_cast<int>(group)] = std::max(need[static_cast<int>(group)], ring_scratch(n, p, set_.state));
     };
-    for (const Block& block : set_.blocks)
+    for (const Block& block : set_.blocks())
       for (const Unit& unit : block.units) {
         reduce(Group::kDp, unit.padded);
         if (unit.tp_replicated) reduce(Group::kTp, out_.shard_elements(unit));
       }
-    if (const Unit& table = set_.blocks[embedding_block(set_)].units.front(); table.second_copy)
+    if (const Unit& table = set_.blocks()[embedding_block(set_)].units.front(); table.second_copy)
       reduce(Group::kPpEnds, out_.shard_elements(table));
     for (int g = 0; g < kGroups; ++g) {
       out_.comm_scratch[g] = out_.comm_scratch_bytes;
@@ -217,6 +234,7 @@ class Writer {
       for (const Unit& u : block.units) add_gather(gather, u, Frame::kWeightShard, compute_size);
       p.gather = add(std::move(gather));
     }
+    if (!out_.trains()) return p;
     Piece each{.name = name + ".reduce"}, last{.name = name + ".reduce_last"};
     for (const Unit& u : block.units) {
       if (!u.trained) continue;
@@ -302,13 +320,18 @@ class Writer {
 }  // namespace
 
 const BlockPieces& StepPieces::of_block(int block) const {
-  const int layer = set.blocks[static_cast<std::size_t>(block)].layer;
+  const int layer = set.blocks()[static_cast<std::size_t>(block)].layer;
   if (layer >= 0) return kinds[static_cast<std::size_t>(kind_of_layer[static_cast<std::size_t>(layer)])];
   return block == embedding_block(set) ? embedding : last;
 }
 
 StepPieces make_step_pieces(const ModelSpec& model, const TrainingShape& shape, const Plan& plan) {
-  return Writer(model, shape, plan).write();
+  return Writer(model, shape, plan, nullptr).write();
+}
+
+StepPieces make_evaluation_pieces(const ModelSpec& model, const TrainingShape& shape, const Plan& plan,
+                                  const ProgramSet& trained) {
+  return Writer(model, shape, plan, &trained).write();
 }
 
 }  // namespace meshwright

@@ -1,10 +1,12 @@
-// The pieces of a step, which all stages share: each kind of layer, the embedding, the head, messages, and what FSDP does
-// with parameters, gradients and optimizer state. A layer's are named by its kind, "moe.forward" and "dense.forward"; where a
-// model has several kinds of these, also by the first layer of the kind: "dense.layer5.forward".
+// The pieces of a step or of an evaluation, which all stages share: each kind of layer, the embedding, the head, messages, and
+// what FSDP does with parameters, gradients and optimizer state. An evaluation has of these what leads to the loss. A layer's
+// are named by its kind, "moe.forward" and "dense.forward"; where a model has several kinds of these, also by the first layer
+// of the kind: "dense.layer5.forward".
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "model/lowering/lower.h"
@@ -22,13 +24,14 @@ struct BlockPieces {
   int reduce_last = -1;  // what is left to reduce after the last one
   int clear = -1;        // gradient accumulators to zero
   int norm = -1, update = -1;
-  std::int64_t stash = 0;  // bytes that the forward saves for one microbatch
+  std::int64_t stash = 0;  // bytes that the forward saves for one microbatch's backward
 };
 
 struct StepPieces {
   Plan plan;
-  std::int64_t width = 0;  // C
-  ProgramSet set;          // all but the stages
+  std::int64_t width = 0;               // C
+  ProgramSet set;                       // all but the stages
+  std::shared_ptr<StateLayout> layout;  // the set's, while its stages can change; null: another set's
 
   std::vector<int> kind_of_layer;  // index in kinds
   std::vector<BlockPieces> kinds;
@@ -45,6 +48,7 @@ struct StepPieces {
 
   std::int64_t own_rows() const { return set.step.tokens * set.step.microbatch / plan.mesh.tp; }
   std::int64_t metrics_elements() const { return kLoadFirst + set.experts; }
+  bool trains() const { return set.purpose == Purpose::kTraining; }
   bool state_sharded() const { return plan.fsdp >= 1; }
   bool low_precision() const { return set.compute != set.state; }
   // Elements of master weights, moments and reduced gradients that a rank keeps of a unit or a block.
@@ -56,5 +60,8 @@ struct StepPieces {
 };
 
 StepPieces make_step_pieces(const ModelSpec& model, const TrainingShape& shape, const Plan& plan);
+// Of evaluations of the state of `trained`.
+StepPieces make_evaluation_pieces(const ModelSpec& model, const TrainingShape& shape, const Plan& plan,
+                                  const ProgramSet& trained);
 
 }  // namespace meshwright

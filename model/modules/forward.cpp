@@ -40,7 +40,7 @@ const ParameterPlacement* Forward::find(std::string_view name, const Unit** in) 
   const std::string whole_name = (block_->layer >= 0 ? block_->name + "." : "") + std::string(name);
   for (const Unit& unit : block_->units)
     for (const ParameterPlacement& p : unit.parameters) {
-      if (context_.set.parameters[static_cast<std::size_t>(p.parameter)].name != whole_name) continue;
+      if (context_.set.parameters()[static_cast<std::size_t>(p.parameter)].name != whole_name) continue;
       *in = &unit;
       return &p;
     }

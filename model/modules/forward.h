@@ -25,6 +25,7 @@ struct StepContext {
   const ProgramSet& set;
   std::int64_t width = 0;     // C
   bool train = true;          // false: nothing is dropped, neither channels nor tokens
+  bool gradients = true;      // false: nothing is differentiated, the head leaves no gradient
   double balance_weight = 0;  // alpha: loss = cross-entropy + alpha * balance
   // Sizes of what is computed in parts (TrainingShape).
   std::int64_t attention_block = 128;                   // rows of a block of scores

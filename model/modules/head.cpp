@@ -16,15 +16,16 @@ void Head::forward(Forward& f, std::int64_t vocab, const View& x) const {
   const View h = norm ? norm->forward(f, x, "embedding.norm", "h") : x;
   const std::int64_t chunk = std::min(rows, std::max<std::int64_t>(16, f.context().logit_elements / vocab / 16 * 16));
   const std::string table = tied ? "embedding.embedding" : "head.kernel";
+  const bool gradients = f.context().gradients;
   f.add(LmHead{.x = h,
                .table = f.param(table),
                .targets = targets,
-               .dx = f.value("dh", rows, f.width()),
-               .dtable = f.grad(table),
+               .dx = gradients ? f.value("dh", rows, f.width()) : View{},
+               .dtable = gradients ? f.grad(table) : View{},
                .logits = f.value("logits", chunk, vocab),
                .metrics = f.metrics(),
                .bias = f.param_if("head.bias"),
-               .dbias = bias ? f.grad("head.bias") : View{},
+               .dbias = bias && gradients ? f.grad("head.bias") : View{},
                .scale = 1.0 / static_cast<double>(f.context().set.step.sequences * f.context().set.step.tokens)});
 }
 

@@ -793,7 +793,8 @@ struct EmbedBackward {
 };
 
 // Logits, softmax cross-entropy and their gradient, `logits.rows` rows at a time so that a batch's logits never exist:
-// metrics += sum of -log softmax(x table^T [+ bias])[target]; dx, dtable [, dbias] += gradient of `scale` times that sum.
+// metrics += sum of -log softmax(x table^T [+ bias])[target]; dx, dtable [, dbias] += gradient of `scale` times that sum, or
+// none of these: the loss alone.
 struct LmHead {
   static constexpr std::string_view kName = "lm_head";
   View x, table, targets, dx, dtable, logits, metrics;

@@ -113,15 +113,22 @@ struct WorkOf {
 
   // Three products per chunk of logits.rows rows: logits = x table^T, dx = logits table, dtable += logits^T
   // x. Each chunk reads the table twice and updates dtable, and its logits are written by the first product,
-  // read and rewritten by the softmax, and read by the two other products. x is read by two of them.
+  // read and rewritten by the softmax, and read by the two other products. x is read by two of them. Of the loss alone:
+  // the first product, and the softmax reads.
   Work operator()(const LmHead& op) const {
     const std::int64_t rows = op.x.rows, width = op.x.cols, vocabulary = op.table.rows;
     const std::int64_t chunks = divide_up(rows, op.logits.rows);
     Work work;
-    work.m = std::min(op.logits.rows, rows), work.n = vocabulary, work.k = width, work.batch = 3 * chunks;
-    work.flops = {3 * 2 * rows * width * vocabulary};
+    const int products = op.dx ? 3 : 1;
+    work.m = std::min(op.logits.rows, rows), work.n = vocabulary, work.k = width, work.batch = products * chunks;
+    work.flops = {products * 2 * rows * width * vocabulary};
     work.dtype = dtype(op.x);
     const Bytes all_logits{rows * op.logits.cols * size_of(dtype(op.logits))};
+    if (!op.dx) {
+      work.bytes = bytes(op.x) + bytes(op.targets) + 2 * bytes(op.metrics) + bytes(op.bias) + chunks * bytes(op.table) +
+                   2 * all_logits;
+      return work;
+    }
     work.bytes = 2 * bytes(op.x) + bytes(op.dx) + bytes(op.targets) + 2 * bytes(op.metrics) + bytes(op.bias) +
                  2 * bytes(op.dbias) + chunks * (2 * bytes(op.table) + 2 * bytes(op.dtable)) + 5 * all_logits;
     return work;

@@ -1,4 +1,4 @@
-// What every rank of a plan does in one training step. Ranks that differ only along dp and tp do the same, so a
+// What every rank of a plan does in one training step, or in the evaluation of one batch. Ranks that differ only along dp and tp do the same, so a
 // ProgramSet holds one Program per pipeline stage. A Program is built from few distinct pieces that the schedule
 // instantiates, and stays small whatever the number of ranks, and grows with slots, not with slots x layers:
 //
@@ -24,6 +24,7 @@
 
 #include "model/program/mesh.h"
 #include "model/program/op.h"
+#include "model/program/state_layout.h"
 #include "model/program/tensor.h"
 
 namespace meshwright {
@@ -41,7 +42,7 @@ constexpr int kAnchors = 6;
 
 struct Call {
   int piece = 0;   // index in ProgramSet::pieces
-  int block = -1;  // index in ProgramSet::blocks: parameters it works on; -1: none
+  int block = -1;  // index in StateLayout::blocks: parameters it works on; -1: none
   int layer = -1;  // global layer index, -1 outside layers
   std::array<std::int64_t, kFrames> base{};
   std::array<Anchor, kFrames> anchor{};
@@ -89,11 +90,11 @@ struct Slot {
   std::array<std::int64_t, kAnchors> anchor{};  // bytes in the arena; [kFixed] is 0
 };
 
-// A contiguous part of the arena.
-struct Region {
-  std::string name;
-  MemoryClass memory_class;
-  std::int64_t offset = 0, bytes = 0;
+// What a program keeps for a block beside its state, in bytes of the arena. -1: nothing, or a ring that layers share.
+struct BlockBuffers {
+  std::int64_t weights = -1;     // gathered once (FSDP 3, outside the layers)
+  std::int64_t grads = -1;       // whole over dp
+  std::int64_t grad_shard = -1;  // reduced: they lie as master weights do
 };
 
 // The entry of a microbatch behind an anchor: [offset, offset + bytes) of the arena, from or to a slot.
@@ -112,52 +113,11 @@ struct Program {
   // Both in the order of their slots. What is received is live before its slot comes, as the message may be early: from
   // the begin of the slot that `begins` says. No entry lives on behind the slot that `ends` says.
   std::vector<EntryEdge> begins, ends;
-  std::vector<Region> regions;  // of the arena
+  std::vector<Region> regions;        // of the arena: the state's, then the program's own
+  std::vector<BlockBuffers> buffers;  // by block of the stage's state
   std::int64_t arena_bytes = 0;
 
   std::array<std::int64_t, kMemoryClasses> bytes_by_class() const;  // of the regions
-};
-
-// One parameter tensor within its unit. Gradients, master weights and moments lie the same way.
-struct ParameterPlacement {
-  int parameter = 0;        // index in ProgramSet::parameters
-  Layout tp;                // replicate or shard
-  Shape local_shape;        // of one tp rank
-  std::int64_t offset = 0;  // elements from the unit's begin
-};
-
-// Parameters that are gathered and reduced together over dp: one flat array, padded so that every cut is even.
-struct Unit {
-  std::string name;
-  bool tp_replicated = false;  // gradients are then also summed over tp
-  bool trained = true;       // false: buffers, which have no gradient and which no update changes; a block's last unit
-  bool second_copy = false;  // of a tied table on the first stage: the last stage's counts in the gradient's norm
-  std::vector<ParameterPlacement> parameters;
-  std::int64_t elements = 0;  // without padding
-  std::int64_t padded = 0;    // a multiple of 16 * dp * tp
-  std::int64_t offset = 0;    // elements from the block's begin (whole), offset / dp when sharded over dp
-};
-
-// The parameters of a layer, or of the embedding, or of the head.
-struct Block {
-  std::string name;
-  int layer = -1;
-  std::vector<Unit> units;
-  std::int64_t padded = 0;  // elements, sum over units
-};
-
-// A named tensor of the model, as reports and checkpoints know it.
-struct Parameter {
-  std::string name;  // "layers.3.mla.down.kernel"
-  Shape shape;       // global
-  bool trained = true;
-};
-
-// Where a rank keeps a block's state, in bytes of its arena. -1: not kept (gathered when used).
-struct BlockState {
-  int block = 0;
-  std::int64_t weights = -1, weight_shard = -1, master = -1, grads = -1, grad_shard = -1, moment1 = -1, moment2 = -1;
-  bool master_sharded = false;  // master, moments (and grad_shard) hold 1/dp of each unit
 };
 
 struct StepShape {
@@ -168,16 +128,25 @@ struct StepShape {
   bool operator==(const StepShape&) const = default;
 };
 
+// What a program is for.
+enum class Purpose : std::uint8_t {
+  kTraining,    // a step: forwards, backwards, the update of the state
+  kEvaluation,  // the loss of a batch: forwards alone, which leave the state as it is
+};
+
 struct ProgramSet {
+  Purpose purpose = Purpose::kTraining;
   MeshShape mesh;
   int fsdp = 0;
   StepShape step;
   DType compute = DType::kF32, state = DType::kF32;
+  // The state that it works on, which other sets may work on, too.
+  std::shared_ptr<const StateLayout> state_layout = std::make_shared<const StateLayout>();
   std::vector<Piece> pieces;
-  std::vector<Parameter> parameters;
-  std::vector<Block> blocks;
-  std::vector<Program> stages;                    // one per pipeline stage
-  std::vector<std::vector<BlockState>> state_of;  // per stage
+  std::vector<Program> stages;  // one per pipeline stage
+
+  const std::vector<Parameter>& parameters() const { return state_layout->parameters; }
+  const std::vector<Block>& blocks() const { return state_layout->blocks; }
   // Of the mixture-of-experts layers: experts, choices of a token, layers, and the weight of the balance loss.
   std::int64_t experts = 0, choices = 0, moe_layers = 0;
   double balance_weight = 0;

@@ -68,7 +68,7 @@ class StageVerifier {
       for (const Call& call : chunk.calls) {
         if (call.piece < 0 || call.piece >= static_cast<int>(set_.pieces.size()))
           fault("chunk {}: there is no piece {}", chunk.name, call.piece);
-        if (call.block < -1 || call.block >= static_cast<int>(set_.blocks.size()))
+        if (call.block < -1 || call.block >= static_cast<int>(set_.blocks().size()))
           fault("chunk {}: there is no block {}", chunk.name, call.block);
       }
     for (const Slot& slot : program_.slots)
@@ -80,6 +80,7 @@ class StageVerifier {
   void verify() {
     check_regions();
     for (const Chunk& chunk : program_.chunks) chunks_.push_back(read_chunk(chunk));
+    check_state();
     check_order();
     check_events();
     check_places();
@@ -193,7 +194,7 @@ class StageVerifier {
       }
     }
   }
-  std::string block_name(int block) const { return block < 0 ? "no block" : set_.blocks[block].name; }
+  std::string block_name(int block) const { return block < 0 ? "no block" : set_.blocks()[block].name; }
 
   void check_ends() {
     for (const Chunk& chunk : program_.chunks)
@@ -207,11 +208,23 @@ class StageVerifier {
       }
   }
 
-  // Every microbatch: receive, forward, send, receive, backward, send; each once.
+  // An evaluation leaves the state as it is: the first bytes of the arena.
+  void check_state() {
+    if (set_.purpose != Purpose::kEvaluation) return;
+    const auto stage = static_cast<std::size_t>(program_.stage);
+    const std::vector<StageState>& states = set_.state_layout->stages;
+    const std::int64_t state = stage < states.size() ? states[stage].bytes : 0;
+    for (std::size_t c = 0; c < chunks_.size(); ++c)
+      if (chunks_[c].writes[static_cast<int>(Anchor::kFixed)].intersects(0, state))
+        fault("chunk {}: an evaluation writes to the state", program_.chunks[c].name);
+  }
+
+  // Every microbatch: receive, forward, send, receive, backward, send; each once. An evaluation has no backward.
   void check_order() {
     const bool first = program_.stage == 0, last = program_.stage + 1 == set_.mesh.pp;
-    std::vector<Action> order{Action::kRecvForward,  Action::kForward,  Action::kSendForward,
-                              Action::kRecvBackward, Action::kBackward, Action::kSendBackward};
+    std::vector<Action> order{Action::kRecvForward, Action::kForward, Action::kSendForward};
+    if (set_.purpose == Purpose::kTraining)
+      order.insert(order.end(), {Action::kRecvBackward, Action::kBackward, Action::kSendBackward});
     std::erase_if(order, [&](Action a) {
       return (first && (a == Action::kRecvForward || a == Action::kSendBackward)) ||
              (last && (a == Action::kSendForward || a == Action::kRecvBackward));

@@ -242,6 +242,96 @@ TEST(Run, WhatCantBeRunIsSearchedAndSimulatedAndSaidToBeSo) {
   EXPECT_THAT(call({"simulate"}, one_plan).out, testing::Not(HasSubstr("unnable")));
 }
 
+TEST(Run, ReportsTheLossOfHeldOutTokensEveryFewStepsAndAtTheEndAndTrainsAsItWouldWithout) {
+  const TemporaryFolder folder;
+  const std::string data = folder.write("text.txt", some_text());
+  const auto on_two_ranks = [](std::vector<std::string> words) {
+    std::ranges::replace(words, kTwoCores + ":1", kTwoCores);
+    std::ranges::replace(words, std::string("1x1x1,microbatches=4"), std::string("2x1x1,microbatches=2,fsdp=3"));
+    return words;
+  };
+  std::vector<double> validation;
+  for (const bool two : {false, true}) {
+    auto without = small_run(data, {"--steps", "5", "--json"}),
+         with_evaluation = small_run(data, {"--steps", "5", "--json", "--eval-every", "2", "--eval-steps", "2"});
+    if (two) {
+      without = on_two_ranks(without);
+      with_evaluation = on_two_ranks(with_evaluation);
+    }
+    const Outcome plain = meshwright(without, &folder), outcome = meshwright(with_evaluation, &folder);
+    ASSERT_EQ(plain.code, 0) << plain.err;
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_THAT(outcome.err, HasSubstr("the last 5 % of the data"));
+    EXPECT_THAT(outcome.err, HasSubstr("an evaluation takes 2 of their"));
+    const std::vector<std::string> expected = lines_of(plain.out), lines = lines_of(outcome.out);
+    ASSERT_EQ(lines.size(), 6u);
+    ASSERT_EQ(expected.size(), 6u);
+    for (std::size_t i = 0; i < 5; ++i) {
+      const Json step = Json::parse(lines[i]);
+      EXPECT_EQ(step.at("loss"), Json::parse(expected[i]).at("loss"));
+      EXPECT_EQ(step.at("gradient_norm"), Json::parse(expected[i]).at("gradient_norm"));
+      EXPECT_EQ(step.contains("validation_loss"), i == 1 || i == 3 || i == 4) << lines[i];
+      if (!step.contains("validation_loss")) continue;
+      validation.push_back(step.at("validation_loss"));
+      EXPECT_NEAR(
+          step.at("validation_loss"),
+          step.at("validation_cross_entropy").get<double>() + 0.01 * step.at("validation_balance_loss").get<double>(),
+          1e-9);
+      EXPECT_GT(step.at("validation_time_s"), 0);
+    }
+    const Json last = Json::parse(lines.back());
+    EXPECT_EQ(last.at("validation_loss"), validation.back());
+    for (const char* name : {"flops", "peak_bytes", "bytes"})
+      EXPECT_EQ(last.at("predicted").at(name), last.at("counted").at(name)) << name;
+    EXPECT_FALSE(Json::parse(expected.back()).contains("validation_loss"));
+    const Path record = folder.path() / "runs/moe-small" / (two ? "0004" : "0002");
+    EXPECT_EQ(Json::parse(text_of(record / "summary.json")).at("validation_loss"), validation.back());
+    EXPECT_EQ(lines_of(text_of(record / "metrics.jsonl")), std::vector<std::string>(lines.begin(), lines.end() - 1));
+  }
+  // Training lowers it, and it is the same on one rank and on two.
+  ASSERT_EQ(validation.size(), 6u);
+  EXPECT_LT(validation[2], validation[0]);
+  for (std::size_t i = 0; i < 3; ++i) EXPECT_NEAR(validation[i], validation[3 + i], 1e-4 * validation[i]);
+}
+
+TEST(Run, ValidationStandsBelowItsStepAndInTheSummary) {
+  const TemporaryFolder folder;
+  const Outcome outcome =
+      meshwright(small_run(folder.write("text.txt", some_text()), {"--steps", "3", "--eval-every", "2"}), &folder);
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const std::vector<std::string> lines = lines_of(outcome.out);
+  std::vector<std::size_t> at;
+  for (std::size_t i = 0; i < lines.size(); ++i)
+    if (lines[i].starts_with("  validation loss ")) at.push_back(i);
+  ASSERT_EQ(at.size(), 2u) << outcome.out;
+  EXPECT_EQ(at[0] + 2, at[1]);
+  EXPECT_THAT(lines[at[0] - 1], HasSubstr("2/3"));
+  EXPECT_LE(lines[at[0]].size(), 80u);
+  EXPECT_THAT(outcome.out, HasSubstr("in 3 steps; validation "));
+  const Outcome rehearsal = meshwright(
+      small_run(folder.write("text.txt", some_text()), {"--rehearse", "--eval-every", "1", "--json"}), &folder);
+  ASSERT_EQ(rehearsal.code, 0) << rehearsal.err;
+  EXPECT_TRUE(Json::parse(lines_of(rehearsal.out)[0]).contains("validation_loss"));
+}
+
+TEST(Run, AnEvaluationThatCantBeIsRefusedBeforeAnyRankStarts) {
+  const TemporaryFolder folder;
+  const std::string data = folder.write("text.txt", some_text());
+  const auto expect_refused = [&](const std::vector<std::string>& more, const std::vector<std::string>& said) {
+    const Outcome outcome = meshwright(small_run(data, more), &folder);
+    EXPECT_EQ(outcome.code, 2) << outcome.err;
+    EXPECT_EQ(outcome.out, "");
+    for (const std::string& text : said) EXPECT_THAT(outcome.err, HasSubstr(text));
+  };
+  expect_refused({"--eval-steps", "3"}, {"--eval-steps", "beside --eval-every"});
+  expect_refused({"--eval-every", "0"}, {"--eval-every"});
+  expect_refused({"--eval-every", "1", "--eval-steps", "100000"},
+                 {"tokens held out", "--eval-steps 100000", "or less"});
+  expect_refused({"--eval-every", "1", "--set", "data_config.val_batch_size=4096"},
+                 {"tokens held out", "a batch of 8192 sequences of 32 tokens"});
+  EXPECT_FALSE(std::filesystem::exists(folder.path() / "runs"));
+}
+
 TEST(Run, OfATypeThatCantBeRunOrPredictedIsRefusedByName) {
   const TemporaryFolder folder;
   const std::string data = folder.write("text.txt", some_text());

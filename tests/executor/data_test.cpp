@@ -600,6 +600,43 @@ TEST_F(BatchesTest, run_through_the_shards_by_name_drop_their_tails_and_start_ag
   }
 }
 
+// Tokens 0, 1, 2, ... in three shards of 10, 20 and 30: whatever is split off, both parts together are all of them in order.
+TEST(Tokens, what_is_split_off_is_the_end_and_the_rest_is_what_was_before_it) {
+  for (const std::int64_t end : {1, 29, 30, 31, 49, 50, 51, 59}) {
+    std::vector<TokenSource::Shard> shards;
+    int checks = 0;
+    for (const std::int64_t first : {0, 10, 30}) {
+      const std::int64_t size = first == 0 ? 10 : first == 10 ? 20 : 30;
+      shards.push_back({std::to_string(first), size,
+                        [first, size](std::int64_t at, std::span<std::int32_t> tokens) {
+                          for (std::size_t i = 0; i < tokens.size(); ++i)
+                            tokens[i] = static_cast<std::int32_t>(first + at + static_cast<std::int64_t>(i));
+                          return size;
+                        },
+                        [&checks] { ++checks; }});
+    }
+    TokenSource front{std::move(shards)};
+    EXPECT_EQ(front.all_tokens(), 60);
+    const TokenSource back = front.split_off(end);
+    EXPECT_EQ(front.all_tokens(), 60 - end);
+    EXPECT_EQ(back.all_tokens(), end);
+    std::int32_t next = 0;
+    for (const TokenSource* part : {const_cast<const TokenSource*>(&front), &back})
+      for (int s = 0; s < part->shards(); ++s) {
+        std::vector<std::int32_t> tokens(static_cast<std::size_t>(part->size(s)));
+        part->read(s, 0, tokens);
+        for (const std::int32_t t : tokens) EXPECT_EQ(t, next++);
+        std::vector<std::int32_t> one(1);
+        part->read(s, part->size(s) - 1, one);
+        EXPECT_EQ(one[0], next - 1);
+      }
+    EXPECT_EQ(next, 60);
+    front.check();
+    back.check();
+    EXPECT_EQ(checks, 3);  // each shard once
+  }
+}
+
 TEST_F(BatchesTest, say_how_many_tokens_a_step_needs) {
   EXPECT_THAT(message([] { Batches(TokenSource(count_to(8)), {.microbatches = 2, .dp = 2, .batch = 1, .tokens = 2}); }),
               HasSubstr("8 tokens: allowed: 9 or more"));

@@ -67,7 +67,9 @@ Training train(DType dtype, const Plan& plan, int steps, const RoutingRecord* ro
     if (s == 0) input.record = &out.first_routing, input.replay = routing;
     const StepResult r = executor.run_step(input);
     out.losses.push_back(r.loss);
-    EXPECT_EQ(r.report.executed_flops, program_flops(set, executor.program(), r.routed_rows));
+    EXPECT_EQ(
+        r.report.executed_flops,
+        program_flops(set, set.stages[static_cast<std::size_t>(executor.mesh().coordinates().pp)], r.routed_rows));
     if (s == 0) out.first_gradients = executor.gather(Executor::State::kGradients);
   }
   return out;

@@ -103,7 +103,8 @@ ProgramSet as_step(Computation c) {
   set.experts = c.experts;
   set.choices = c.choices;
   set.balance_weight = kBalanceWeight;
-  set.parameters = c.parameters;
+  const auto layout = std::make_shared<StateLayout>();
+  layout->parameters = c.parameters;
   Unit unit{.name = "all", .elements = c.parameter_elements, .padded = c.parameter_elements};
   std::int64_t at = 0;
   for (int p = 0; p < static_cast<int>(c.parameters.size()); ++p) {
@@ -112,7 +113,7 @@ ProgramSet as_step(Computation c) {
     unit.parameters.push_back({p, layout, shape, at});
     at += elements(shape);
   }
-  set.blocks = {Block{.name = "all", .layer = 0, .units = {unit}, .padded = unit.padded}};
+  layout->blocks = {Block{.name = "all", .layer = 0, .units = {unit}, .padded = unit.padded}};
 
   const std::int64_t metrics_elements = kLoadFirst + c.experts, tokens_bytes = 2 * align_up(c.rows() * 4);
   set.pieces.push_back(
@@ -133,16 +134,19 @@ ProgramSet as_step(Computation c) {
   const std::int64_t state = unit.padded * 8;
   BlockState s{.block = 0};
   s.weights = s.master = region("master weights", MemoryClass::kParameters, state);
-  s.grads = s.grad_shard = region("gradients", MemoryClass::kGradients, state);
   s.moment1 = region("moment 1", MemoryClass::kOptimizer, state);
   s.moment2 = region("moment 2", MemoryClass::kOptimizer, state);
+  layout->stages = {{{s}, program.regions, program.arena_bytes}};
+  set.state_layout = layout;
+  const std::int64_t gradients = region("gradients", MemoryClass::kGradients, state);
+  program.buffers = {{.grads = gradients, .grad_shard = gradients}};
   const std::int64_t metrics = region("metrics", MemoryClass::kData, metrics_elements * 8),
                      tokens = region("tokens", MemoryClass::kData, tokens_bytes),
                      workspace = region("workspace", MemoryClass::kWorkspace, set.pieces.back().workspace_bytes);
   for (int piece = 0; piece < 2; ++piece) {
     Call call{.piece = piece, .block = 0, .layer = 0};
     const std::pair<Frame, std::int64_t> frames[] = {{Frame::kWeights, s.weights},
-                                                     {Frame::kGrads, s.grads},
+                                                     {Frame::kGrads, gradients},
                                                      {Frame::kMetrics, metrics},
                                                      {Frame::kTokens, tokens},
                                                      {Frame::kWorkspace, workspace}};
@@ -152,7 +156,6 @@ ProgramSet as_step(Computation c) {
         {.action = piece == 0 ? Action::kBegin : Action::kBackward, .microbatch = piece == 0 ? -1 : 0, .chunk = piece});
   }
   set.stages = {program};
-  set.state_of = {{s}};
   return set;
 }
 
@@ -161,8 +164,8 @@ void expect_derivatives(const Computation& c, MPI_Comm comm = MPI_COMM_SELF) {
   const ProgramSet set = as_step(c);
   Executor executor(set, comm, {.seed = 5});
   std::vector<std::vector<double>> weights;
-  for (std::size_t p = 0; p < set.parameters.size(); ++p) {
-    weights.emplace_back(static_cast<std::size_t>(elements(set.parameters[p].shape)));
+  for (std::size_t p = 0; p < set.parameters().size(); ++p) {
+    weights.emplace_back(static_cast<std::size_t>(elements(set.parameters()[p].shape)));
     for (std::size_t i = 0; i < weights[p].size(); ++i) weights[p][i] = number(p, i);
   }
   const auto run = [&] {
@@ -199,7 +202,7 @@ void expect_derivatives(const Computation& c, MPI_Comm comm = MPI_COMM_SELF) {
       const double below = run();
       weights[p][i] = at;
       EXPECT_NEAR(gradients[p][i], (above - below) / (2 * kStep), 1e-7 * scale + 1e-9)
-          << set.parameters[p].name << " element " << i;
+          << set.parameters()[p].name << " element " << i;
     }
   }
 }

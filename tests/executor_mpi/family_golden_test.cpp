@@ -137,12 +137,14 @@ void expect_step(const GoldenCase& golden, const TrainingCase& c, const Plan& pl
   if (!ranks) return;
   const std::int64_t vocab = c.model.vocab();
   const ProgramSet set = lower(c.model, c.shape, plan);
-  Executor executor(set, ranks.get(), {});
+  const ProgramSet evaluation = lower_evaluation(c.model, c.shape, plan, set);
+  Executor executor({&set, &evaluation}, ranks.get(), {});
   executor.load_parameters([&](int parameter, std::int64_t first, std::int64_t n, Real* out) {
     const auto& values = weights[static_cast<std::size_t>(parameter)];
     for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<Real>(values[static_cast<std::size_t>(first + i)]);
   });
 
+  const StepResult evaluated = executor.evaluate({.fill = token_filler(c, executor.mesh(), set.step, 0)});
   Logits logits;
   const MeshCoordinates at = executor.mesh().coordinates();
   const std::int64_t own = set.step.tokens / plan.mesh.tp;
@@ -191,6 +193,7 @@ void expect_step(const GoldenCase& golden, const TrainingCase& c, const Plan& pl
     EXPECT_NEAR(value, expected, tolerance * scale) << what;
   };
   near(r.loss, objective["loss"], objective["loss"], "loss");
+  near(evaluated.loss, objective["loss"], objective["loss"], "evaluation's loss");
   if (objective.contains("aux") && !objective["aux"].is_null())
     near(r.balance, objective["aux"], objective["aux"], "balance");
   near(r.gradient_norm, objective["grad_global_norm"], objective["grad_global_norm"], "global norm");

@@ -116,14 +116,24 @@ void expect_golden(bool train, double tolerance) {
     const FirstRanks ranks(plan.mesh.ranks());
     if (!ranks) continue;
     const ProgramSet set = lower(c.model, c.shape, plan);
-    Executor executor(set, ranks.get(), {.poison = true});
+    const ProgramSet evaluation = lower_evaluation(c.model, c.shape, plan, set);
+    Executor executor({&set, &evaluation}, ranks.get(), {.poison = true});
     std::vector<Golden::Place> places;
-    for (const Parameter& p : set.parameters) places.push_back(golden.place(p.name, elements(p.shape)));
+    for (const Parameter& p : set.parameters()) places.push_back(golden.place(p.name, elements(p.shape)));
     executor.load_parameters([&](int parameter, std::int64_t first, std::int64_t n, Real* out) {
       const auto& [entry, begin] = places[static_cast<std::size_t>(parameter)];
       for (std::int64_t i = 0; i < n; ++i)
         out[i] = static_cast<Real>(fill_value(*entry, begin + static_cast<std::uint64_t>(first + i)));
     });
+
+    // The evaluation's own program, where that is what the file has.
+    const json& evaluated = golden.result(false);
+    const StepResult e = executor.evaluate({.fill = token_filler(c, executor.mesh(), set.step, 0)});
+    for (const auto& [value, key] :
+         {std::pair{e.loss, "loss"}, {e.cross_entropy, "loss_cross"}, {e.balance, "loss_balance"}}) {
+      const double reference = evaluated[key];
+      EXPECT_NEAR(value, reference, tolerance * reference) << "evaluation's " << key;
+    }
 
     // sum, sum of squares, and the four logits at either end of the step's logits (sequence, token, class).
     std::array<double, 10> logits{};
@@ -172,7 +182,7 @@ void expect_golden(bool train, double tolerance) {
     }
     for (const auto& [name, g] : expected["grad_of_loss"].items()) {  // our layers' gradients stacked as in the file
       std::vector<double> stacked;
-      for (std::size_t p = 0; p < set.parameters.size(); ++p)
+      for (std::size_t p = 0; p < set.parameters().size(); ++p)
         if ((*places[p].entry)["name"] == name) {
           stacked.resize(std::max(stacked.size(), places[p].first + gradients[p].size()));
           std::copy(gradients[p].begin(), gradients[p].end(),

@@ -63,7 +63,7 @@ TEST(Optimizer, TakesItsHyperparametersFromTheShapeOfTheTraining) {
       const auto updated = executor.gather(Executor::State::kParameters);
       for (std::size_t p = 0; p < theta.size(); ++p)
         for (std::size_t i = 0; i < theta[p].size(); ++i)
-          ASSERT_NEAR(updated[p][i], theta[p][i], 1e-11) << set.parameters[p].name << " element " << i;
+          ASSERT_NEAR(updated[p][i], theta[p][i], 1e-11) << set.parameters()[p].name << " element " << i;
     }
   }
 }

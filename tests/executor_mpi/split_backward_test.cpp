@@ -112,7 +112,7 @@ TEST(SplitBackward, OneAfterTheOtherTheTwoPartsLeaveTheBitsOfTheWhole) {
     ASSERT_EQ(actual.size(), expected.size());
     for (std::size_t p = 0; p < expected.size(); ++p)
       EXPECT_EQ(std::memcmp(actual[p].data(), expected[p].data(), expected[p].size() * sizeof(double)), 0)
-          << whole.parameters[p].name;
+          << whole.parameters()[p].name;
   }
 }
 

@@ -64,7 +64,7 @@ TEST(Machine, TrafficOfAnAxisIsCountedPerRankAndStep) {
   const Problem problem = small_problem(2);
   const ProgramSet programs = lower(problem.model, problem.shape, parse_plan("2x1x1,microbatches=4"));
   std::int64_t gradients = 0;
-  for (const Block& block : programs.blocks) gradients += block.padded;
+  for (const Block& block : programs.blocks()) gradients += block.padded;
   const AxisTraffic traffic = axis_traffic(programs);
   EXPECT_EQ(traffic.tp.value, 0);
   EXPECT_EQ(traffic.pp.value, 0);
@@ -74,7 +74,7 @@ TEST(Machine, TrafficOfAnAxisIsCountedPerRankAndStep) {
   // of their two copies of the token table, and all stages the metrics: 2 x the buffer each.
   const ProgramSet stages = lower(problem.model, problem.shape, parse_plan("1x2x1,microbatches=4"));
   const AxisTraffic pipeline = axis_traffic(stages);
-  const std::int64_t table = stages.blocks.back().units.front().padded;
+  const std::int64_t table = stages.blocks().back().units.front().padded;
   EXPECT_EQ(pipeline.pp.value, 4 * 4 * 32 * 4 * 32 + 2 * (4 * table + 8 * (kLoadFirst + stages.experts)));
   EXPECT_EQ(pipeline.dp.value, 0);
 }

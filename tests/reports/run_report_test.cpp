@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "reports/figures.h"
 #include "reports/text.h"
 
 namespace meshwright {
@@ -37,6 +38,20 @@ TEST(StepLines, FitAnyWidthFromEightyColumnsOnAndStandBelowTheirHeaders) {
       for (const char* always : {"step", "loss", "tokens/s", "MFU %", "predicted", "measured", "left"})
         EXPECT_THAT(heading, HasSubstr(always));
     }
+}
+
+TEST(StepLines, AValidationStandsInALineBelowAndInJsonBesideTheStep) {
+  StepLine evaluated = line(300);
+  EXPECT_FALSE(to_json(evaluated).contains("validation_loss"));
+  evaluated.validation = {4.25, 4.125, 12.5, {0.75}};
+  const std::string text = step_text(evaluated, 80);
+  EXPECT_EQ(text, step_text(line(300), 80) + "\n  validation loss 4.2500 (cross-entropy 4.1250, balance 12.5000), " +
+                      seconds_text(0.75));
+  const OrderedJson json = to_json(evaluated);
+  EXPECT_EQ(json.at("validation_loss"), 4.25);
+  EXPECT_EQ(json.at("validation_cross_entropy"), 4.125);
+  EXPECT_EQ(json.at("validation_balance_loss"), 12.5);
+  EXPECT_EQ(json.at("validation_time_s"), 0.75);
 }
 
 TEST(StepLines, WiderOnesSayMore) {

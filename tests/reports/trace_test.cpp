@@ -273,7 +273,7 @@ TEST_P(TraceOfTheSmallModel, OperationsOfTheComputeStreamLieWithinTheirLayerAndP
 TEST_P(TraceOfTheSmallModel, EveryProductNamesItsLayersWeight) {
   const Simulated s = simulated(GetParam());
   std::set<std::string> known;
-  for (const Parameter& p : s.set.parameters) known.insert(p.name);
+  for (const Parameter& p : s.set.parameters()) known.insert(p.name);
   std::set<std::string> read, differentiated, names;
   for (const auto& e : s.trace.at("traceEvents")) {
     if (!is_operation(e) || (e.at("args").at("op") != "gemm" && e.at("args").at("op") != "grouped_gemm")) continue;
@@ -301,7 +301,7 @@ TEST_P(TraceOfTheSmallModel, EveryProductNamesItsLayersWeight) {
 TEST_P(TraceOfTheSmallModel, CollectivesNameTheParametersThatTheyMove) {
   const Simulated s = simulated(GetParam());
   std::set<std::string> units, moved;
-  for (const Block& block : s.set.blocks)
+  for (const Block& block : s.set.blocks())
     for (const Unit& unit : block.units) units.insert(unit.name);
   for (const auto& e : s.trace.at("traceEvents"))
     if (is_operation(e) && e.at("tid") == static_cast<int>(Stream::kDp) && e.at("name") != "all-reduce metrics") {
