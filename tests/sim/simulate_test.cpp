@@ -219,6 +219,9 @@ TEST(Simulate, FastAgreesWithFullOnLoweredPlans) {
             const ProgramSet set = lower(model, shape, plan);
             simulate_both(set, RandomCost(random(), 1000));
             simulate_both(set, RandomCost(random(), 50, false));
+            const ProgramSet evaluation = lower_evaluation(model, shape, plan, set);
+            simulate_both(evaluation, RandomCost(random(), 1000));
+            simulate_both(evaluation, RandomCost(random(), 50, false));
             ++plans;
           }
   EXPECT_GE(plans, 100);
