@@ -81,8 +81,8 @@ DType run_type(const TrainingConfig& config, const System& system) {
   return dtype;
 }
 
-// The program's part of a plan that evaluates batches of config.evaluation_sequences(): the same, with as few microbatches as
-// are no larger than a step's. Throws InputError where dp does not divide such a batch.
+// The plan by which batches of config.evaluation_sequences() are evaluated: that of the training, with as few microbatches as are
+// no larger than a step's. Throws InputError where dp does not divide such a batch.
 Plan evaluation_plan(const TrainingConfig& config, const Plan& plan) {
   const std::int64_t sequences = config.evaluation_sequences();
   if (sequences % plan.mesh.dp)

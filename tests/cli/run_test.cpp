@@ -43,6 +43,12 @@ std::vector<std::string> lines_of(const std::string& text) {
   return lines;
 }
 
+std::vector<std::string> on_two_ranks(std::vector<std::string> words) {
+  std::ranges::replace(words, kTwoCores + ":1", kTwoCores);
+  std::ranges::replace(words, std::string("1x1x1,microbatches=4"), std::string("2x1x1,microbatches=2,fsdp=3"));
+  return words;
+}
+
 using Path = std::filesystem::path;
 
 TEST(Record, EachRunHasAFolderOfItsOwnAndOverwritesNone) {
@@ -245,11 +251,6 @@ TEST(Run, WhatCantBeRunIsSearchedAndSimulatedAndSaidToBeSo) {
 TEST(Run, ReportsTheLossOfHeldOutTokensEveryFewStepsAndAtTheEndAndTrainsAsItWouldWithout) {
   const TemporaryFolder folder;
   const std::string data = folder.write("text.txt", some_text());
-  const auto on_two_ranks = [](std::vector<std::string> words) {
-    std::ranges::replace(words, kTwoCores + ":1", kTwoCores);
-    std::ranges::replace(words, std::string("1x1x1,microbatches=4"), std::string("2x1x1,microbatches=2,fsdp=3"));
-    return words;
-  };
   std::vector<double> validation;
   for (const bool two : {false, true}) {
     auto without = small_run(data, {"--steps", "5", "--json"}),
@@ -318,7 +319,7 @@ TEST(Run, AnEvaluationThatCantBeIsRefusedBeforeAnyRankStarts) {
   const TemporaryFolder folder;
   const std::string data = folder.write("text.txt", some_text());
   const auto expect_refused = [&](const std::vector<std::string>& more, const std::vector<std::string>& said) {
-    const Outcome outcome = meshwright(small_run(data, more), &folder);
+    const Outcome outcome = meshwright(on_two_ranks(small_run(data, more)), &folder);
     EXPECT_EQ(outcome.code, 2) << outcome.err;
     EXPECT_EQ(outcome.out, "");
     for (const std::string& text : said) EXPECT_THAT(outcome.err, HasSubstr(text));
@@ -329,6 +330,9 @@ TEST(Run, AnEvaluationThatCantBeIsRefusedBeforeAnyRankStarts) {
                  {"tokens held out", "--eval-steps 100000", "or less"});
   expect_refused({"--eval-every", "1", "--set", "data_config.val_batch_size=4096"},
                  {"tokens held out", "a batch of 8192 sequences of 32 tokens"});
+  expect_refused(
+      {"--eval-every", "1", "--set", "device_config.n_device_axis=[1,1,1]", "--set", "data_config.val_batch_size=3"},
+      {"data_config.val_batch_size", "a batch that dp 2 divides", "data_config.val_batch_size=6"});
   EXPECT_FALSE(std::filesystem::exists(folder.path() / "runs"));
 }
 

@@ -95,7 +95,10 @@ TEST(StateLayout, OverAllRanksOfAnyPlanEveryElementIsOwnedOnceAndOnNoRankDoTwoLi
         for (std::int64_t i = 0; run.owned && i < run.count; ++i) ++tensor[static_cast<std::size_t>(run.first + i)];
       });
       std::ranges::sort(bytes);
-      RC_ASSERT(!bytes.empty() && bytes.front().first >= 0 && bytes.back().second <= state.bytes);
+      if (!bytes.empty()) {  // a dp rank's shards of small units may be all padding
+        RC_ASSERT(bytes.front().first >= 0);
+        RC_ASSERT(bytes.back().second <= state.bytes);
+      }
       for (std::size_t i = 1; i < bytes.size(); ++i) RC_ASSERT(bytes[i - 1].second <= bytes[i].first);
     });
     for (const auto& tensor : owned) RC_ASSERT(std::ranges::all_of(tensor, [](int times) { return times == 1; }));
