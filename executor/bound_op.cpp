@@ -440,7 +440,7 @@ class Binder {
               bias = at<Real>(op.bias), metrics = at<double>(op.metrics), share = 1.0 / mesh_.shape().tp,
               scratch = context_.routing_scratch()](const CallState& s) {
         const RouteShape& shape = op.shape;
-        const kernels::Routing<Real> routing{choice(s), slot(s), gate(s), rows(s), fraction(s)};
+        const kernels::Routing<Real> routing{choice(s), slot(s), gate(s), rows(s), fraction(s), op.fraction_tokens};
         double balance = 0;
         std::int64_t dropped = 0;
         std::vector<double> load(static_cast<std::size_t>(shape.experts), 0.0);
@@ -499,9 +499,12 @@ class Binder {
     return with_state_type(dtype(op.scores), [&]<class Real>(Type<Real>) -> BoundOp {
       return [=, shape = op.shape, rule = op.rule, scores = at<Real>(op.scores), choice = at<std::int32_t>(op.choice),
               gate = at<Real>(op.gate), dgate = at<Real>(op.dgate), fraction = at<Real>(op.fraction),
-              dscores = at<Real>(op.dscores), coefficient = static_cast<Real>(op.coefficient)](const CallState& s) {
+              dscores = at<Real>(op.dscores), coefficient = static_cast<Real>(op.coefficient),
+              metrics = at<double>(op.metrics), share = 1.0 / mesh_.shape().tp](const CallState& s) {
         kernels::routing_backward<Real>(shape, rule, scores(s), choice(s), gate(s), dgate(s), dscores(s));
-        kernels::balance_backward<Real>(shape, shape.tokens, scores(s), fraction(s), coefficient, dscores(s));
+        const double balance = kernels::balance_backward<Real>(shape, shape.tokens, scores(s), fraction(s),
+                                                               op.fraction.rows == 1, coefficient, dscores(s));
+        if (double* sums = metrics(s)) sums[kBalanceSum] += share * balance;
       };
     });
   }

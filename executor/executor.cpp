@@ -312,9 +312,7 @@ void Executor::Bound::fill_tokens(const StepInput& input, const MeshShape& mesh,
 void Executor::Bound::set_losses(StepResult& r) const {
   const auto sequences_of_step = static_cast<double>(set.step.sequences);
   r.cross_entropy = metrics[kCrossEntropySum] / (sequences_of_step * static_cast<double>(set.step.tokens));
-  r.balance = set.experts ? metrics[kBalanceSum] / sequences_of_step * static_cast<double>(set.experts) /
-                                static_cast<double>(set.choices)
-                          : 0;
+  r.balance = set.experts ? metrics[kBalanceSum] / sequences_of_step * set.balance_factor() : 0;
   r.loss = r.cross_entropy + set.balance_weight * r.balance;
   r.gradient_norm = std::sqrt(metrics[kSquaredNorm]);
   r.dropped = metrics[kDroppedSum];
@@ -483,16 +481,20 @@ StepResult Executor::run(Purpose purpose, const StepInput& input) {
 }
 
 std::vector<std::vector<double>> Executor::gather(State what) {
-  return set_.state == DType::kF64 ? gather_as<double>(what) : gather_as<float>(what);
+  return set_.state == DType::kF64 ? gather_as<double>(what, true) : gather_as<float>(what, true);
+}
+std::vector<std::vector<double>> Executor::kept(State what) {
+  return set_.state == DType::kF64 ? gather_as<double>(what, false) : gather_as<float>(what, false);
 }
 
 template <class Real>
-std::vector<std::vector<double>> Executor::gather_as(State what) {
+std::vector<std::vector<double>> Executor::gather_as(State what, bool from_others) {
   std::vector<std::vector<double>> all;
   // Every element stands on one rank, the others have what adds nothing: to -0, too.
-  for (const Parameter& p : set_.parameters()) all.emplace_back(static_cast<std::size_t>(elements(p.shape)), -0.0);
+  const double elsewhere = from_others ? -0.0 : std::numeric_limits<double>::quiet_NaN();
+  for (const Parameter& p : set_.parameters()) all.emplace_back(static_cast<std::size_t>(elements(p.shape)), elsewhere);
   for_each_kept_run(*set_.state_layout, set_.mesh, mesh_.coordinates(), [&](const KeptRun& run) {
-    if (!run.owned || (what == State::kGradients && !run.trained)) return;
+    if ((from_others && !run.owned) || (what == State::kGradients && !run.trained)) return;
     const auto block = static_cast<std::size_t>(run.block);
     const BlockState& s = stage_state().blocks[block];
     const std::int64_t begin = what == State::kParameters ? s.master
@@ -502,6 +504,7 @@ std::vector<std::vector<double>> Executor::gather_as(State what) {
     std::copy_n(reinterpret_cast<const Real*>(at(begin)) + run.at, run.count,
                 all[static_cast<std::size_t>(run.parameter)].data() + run.first);
   });
+  if (!from_others) return all;
   for (std::vector<double>& tensor : all)
     MPI_Allreduce(MPI_IN_PLACE, tensor.data(), static_cast<int>(tensor.size()), MPI_DOUBLE, MPI_SUM, mesh_.all());
   return all;

@@ -45,7 +45,7 @@ struct StepInput {
 struct StepResult {
   double loss = 0;           // cross-entropy + balance weight * balance
   double cross_entropy = 0;  // mean over the step's tokens
-  double balance = 0;        // (E/k) * sum over layers of the mean over sequences of sum_e f[e] P[e]; 1 a layer is even
+  double balance = 0;  // what balance_weight is of (Balance); of a sequence's or a layer's tokens 1 a layer is even
   double gradient_norm = 0;  // before clipping
   double dropped = 0;        // assignments beyond an expert's capacity
   std::vector<double> load;  // per expert: assignments / T, mean over sequences, summed over layers
@@ -118,6 +118,8 @@ class Executor {
   // what the state holds. Gradients are those of the last step, before clipping, until an evaluation runs. Collective.
   enum class State { kParameters, kGradients, kMoment1, kMoment2 };
   std::vector<std::vector<double>> gather(State state);
+  // The same of what this rank keeps; NaN elsewhere.
+  std::vector<std::vector<double>> kept(State state);
 
   // Sees every chunk of logits before it becomes gradients; for tests.
   LogitsWatcher on_logits;
@@ -135,7 +137,7 @@ class Executor {
   template <class Real>
   void load(const ParameterSource& value);
   template <class Real>
-  std::vector<std::vector<double>> gather_as(State state);
+  std::vector<std::vector<double>> gather_as(State state, bool from_others);
   template <class Real>
   void find_not_finite(const Program& program, std::vector<int>& lowest_rank) const;
   [[noreturn]] void stop_diverged(const Bound& bound, std::int64_t step) const;  // collective

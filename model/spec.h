@@ -10,6 +10,7 @@
 #include "model/modules/head.h"
 #include "model/modules/layer.h"
 #include "model/modules/parameter.h"
+#include "model/program/program.h"
 
 namespace meshwright {
 
@@ -20,7 +21,8 @@ struct ModelSpec {
   std::vector<Layer> layers;
   Head head;
   InitScheme init;
-  double balance_weight = 0;  // alpha: loss = cross-entropy + alpha * balance, per sequence (semantics 11)
+  double balance_weight = 0;  // alpha: loss = cross-entropy + alpha * balance (jaxformer_semantics 11)
+  Balance balance = Balance::kSequence;
 
   bool operator==(const ModelSpec&) const = default;
 

@@ -1,12 +1,15 @@
 #include "planner/space.h"
 
+#include <tuple>
+
 #include "model/program/check.h"
 
 namespace meshwright {
 namespace {
 
 constexpr int kLargestFsdp = 3;
-constexpr std::int64_t kSchedules = kScheduleNames.size(), kRecomputes = kRecomputePolicies.size();
+constexpr int kSchedules = kScheduleNames.size();
+constexpr std::int64_t kRecomputes = kRecomputePolicies.size();
 
 std::vector<std::int64_t> divisors(std::int64_t n) {
   std::vector<std::int64_t> low, high;
@@ -22,7 +25,7 @@ std::vector<std::int64_t> divisors(std::int64_t n) {
 }  // namespace
 
 std::int64_t PlanSpace::Choices::size() const {
-  return static_cast<std::int64_t>(fsdp.size() * microbatches.size()) * kSchedules * kRecomputes;
+  return static_cast<std::int64_t>(fsdp.size() * passes.size()) * kRecomputes;
 }
 
 PlanSpace::PlanSpace(const Problem& problem) {
@@ -38,13 +41,20 @@ PlanSpace::PlanSpace(const Problem& problem) {
         continue;
       }
       Choices choices{simplest.mesh, {}, {}};
-      std::optional<Illegality> unscheduled;
-      for (const std::int64_t microbatches : divisors(problem.shape.sequences / simplest.mesh.dp))
-        if (auto why = unschedulable(simplest.mesh.pp, microbatches))
+      std::optional<Illegality> unscheduled, unbalanced;
+      for (const std::int64_t microbatches : divisors(problem.shape.sequences / simplest.mesh.dp)) {
+        if (auto why = unschedulable(simplest.mesh.pp, microbatches)) {
           unscheduled = std::move(why);
-        else
-          choices.microbatches.push_back(static_cast<int>(microbatches));
-      if (unscheduled) illegal_.push_back({simplest.mesh, std::nullopt, *std::move(unscheduled)});
+          continue;
+        }
+        for (int s = 0; s < kSchedules; ++s)
+          if (auto why = meshwright::unbalanced(problem.model, static_cast<Schedule>(s), microbatches))
+            unbalanced = std::move(why);
+          else
+            choices.passes.emplace_back(static_cast<int>(microbatches), static_cast<Schedule>(s));
+      }
+      for (auto* why : {&unscheduled, &unbalanced})
+        if (*why) illegal_.push_back({simplest.mesh, std::nullopt, **std::move(why)});
       for (int fsdp = 0; fsdp <= kLargestFsdp; ++fsdp) {
         Plan plan = simplest;
         plan.fsdp = fsdp;
@@ -71,8 +81,7 @@ std::optional<Plan> PlanSpace::next() {
   };
   Plan plan{.mesh = c.mesh};
   plan.recompute = kRecomputePolicies[static_cast<std::size_t>(digit(kRecomputes))];
-  plan.schedule = static_cast<Schedule>(digit(kSchedules));
-  plan.microbatches = c.microbatches[digit(static_cast<std::int64_t>(c.microbatches.size()))];
+  std::tie(plan.microbatches, plan.schedule) = c.passes[digit(static_cast<std::int64_t>(c.passes.size()))];
   plan.fsdp = c.fsdp[rest];
   return plan;
 }

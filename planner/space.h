@@ -5,7 +5,7 @@
 //   mesh          every dp * pp * tp = devices
 //   fsdp          0, 1, 2, 3
 //   microbatches  every divisor of a dp shard's sequences that can be scheduled (unschedulable() of lower.h)
-//   schedule      every Schedule
+//   schedule      every Schedule that suits them and the balance loss (unbalanced() of lower.h)
 //   recompute     none, selective, full
 // The layers of its stages are left open. Which combinations are legal is illegalities() of model/lowering/lower.h, nothing else.
 #pragma once
@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/lowering/lower.h"
@@ -29,8 +30,8 @@ struct Problem {
 };
 
 // A part of the space that is illegal for one reason: every plan with this mesh, or, where the reason is
-// about FSDP, every plan with this mesh and this stage of it, or, where it is about too many microbatches, every plan with
-// this mesh and too many of them. It counts as one, as how many plans an
+// about FSDP, every plan with this mesh and this stage of it, or, where it is about microbatches (too many, or more than a
+// balance loss allows under a schedule), every plan with this mesh and such ones. It counts as one, as how many plans an
 // impossible mesh "would have" is arbitrary (its shards may not even be whole).
 struct IllegalPart {
   MeshShape mesh;
@@ -57,7 +58,8 @@ class PlanSpace {
  private:
   struct Choices {
     MeshShape mesh;
-    std::vector<int> fsdp, microbatches;
+    std::vector<int> fsdp;
+    std::vector<std::pair<int, Schedule>> passes;  // microbatches under a schedule
     std::int64_t size() const;
   };
   std::vector<Choices> choices_;

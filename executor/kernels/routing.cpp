@@ -104,10 +104,14 @@ void count_sequence(const RouteShape& shape, const Real* scores, std::int64_t b,
     for (std::int64_t j = 0; j < shape.choices; ++j) ++chosen[choice[j]];
   }
   const double tokens = static_cast<double>(shape.tokens);
-  for (std::int64_t e = 0; e < E; ++e) {
-    routing.fraction[b * E + e] = static_cast<Real>(chosen[e] / tokens);
-    statistics.load[e] += chosen[e] / tokens;
+  for (std::int64_t e = 0; e < E; ++e) statistics.load[e] += chosen[e] / tokens;
+  if (routing.fraction_tokens > 0) {
+    const auto of = static_cast<double>(routing.fraction_tokens);
+    if (routing.fraction)
+      for (std::int64_t e = 0; e < E; ++e) routing.fraction[e] += static_cast<Real>(chosen[e] / of);
+    return;
   }
+  for (std::int64_t e = 0; e < E; ++e) routing.fraction[b * E + e] = static_cast<Real>(chosen[e] / tokens);
   double balance = 0;
   for (std::int64_t t = 0; t < shape.tokens; ++t) {
     const Real* s = scores + (t * shape.batch + b) * E;
@@ -231,13 +235,14 @@ void routing_backward(const RouteShape& shape, const RoutingRule& rule, const Re
 }
 
 template <class Real>
-void balance_backward(const RouteShape& shape, std::int64_t tokens, const Real* scores, const Real* fraction,
-                      Real coefficient, Real* dscores) {
+double balance_backward(const RouteShape& shape, std::int64_t tokens, const Real* scores, const Real* fraction,
+                        bool one_fraction, Real coefficient, Real* dscores) {
   const std::int64_t B = shape.batch, E = shape.experts;
   const Real weight = coefficient / static_cast<Real>(shape.tokens);
+  double balance = 0;
   for (std::int64_t row = 0; row < tokens * B; ++row) {
     const Real* s = scores + row * E;
-    const Real* f = fraction + row % B * E;
+    const Real* f = one_fraction ? fraction : fraction + row % B * E;
     Real* ds = dscores + row * E;
     Real total = 0, weighted = 0;
     for (std::int64_t e = 0; e < E; ++e) {
@@ -245,7 +250,9 @@ void balance_backward(const RouteShape& shape, std::int64_t tokens, const Real* 
       weighted += f[e] * s[e];
     }
     for (std::int64_t e = 0; e < E; ++e) ds[e] += weight * (f[e] - weighted / total) / total;
+    balance += weighted / total;
   }
+  return balance / static_cast<double>(shape.tokens);
 }
 
 #define MESHWRIGHT_INSTANTIATE(Real)                                                                                   \
@@ -255,7 +262,7 @@ void balance_backward(const RouteShape& shape, std::int64_t tokens, const Real* 
                                const std::uint8_t*, const Routing<Real>&, const RoutingStatistics&, std::int32_t*);    \
   template void routing_backward(const RouteShape&, const RoutingRule&, const Real*, const std::int32_t*, const Real*, \
                                  const Real*, Real*);                                                                  \
-  template void balance_backward(const RouteShape&, std::int64_t, const Real*, const Real*, Real, Real*);
+  template double balance_backward(const RouteShape&, std::int64_t, const Real*, const Real*, bool, Real, Real*);
 MESHWRIGHT_INSTANTIATE(float)
 MESHWRIGHT_INSTANTIATE(double)
 #undef MESHWRIGHT_INSTANTIATE

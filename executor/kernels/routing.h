@@ -22,6 +22,8 @@ struct Routing {
   Real* gate = nullptr;            // (T, B, k), by the rule; not renormalised after drops
   std::int32_t* rows = nullptr;    // (E): kept rows
   Real* fraction = nullptr;        // (B, E): f[b][e] = (choices of e, before the cut) / T, for the balance term
+  // Not 0: fraction is (E) or null, and (choices of e in all sequences) / fraction_tokens is added to it.
+  std::int64_t fraction_tokens = 0;
 };
 
 // Sums over the sequences of this call, *added* to what is there. The balance of a sequence is the sum over e
@@ -29,7 +31,7 @@ struct Routing {
 struct RoutingStatistics {
   double* load = nullptr;           // (E): assignments to e before the cut / T
   std::int64_t* dropped = nullptr;  // assignments cut
-  double* balance = nullptr;
+  double* balance = nullptr;        // with fraction_tokens: left alone
 };
 
 // Elements of scratch: T + E.
@@ -62,9 +64,10 @@ void routing_backward(const RouteShape& shape, const RoutingRule& rule, const Re
 // Adds the gradient of coefficient * sum over b, e of f[b][e] * P[b][e] with respect to the scores of
 // `tokens` tokens, to whose first row `scores` and `dscores` point (f is a constant):
 //   dscores(t, b, e) += coefficient / T * (f[e] - sum over e' of f[e'] s[e'] / S) / S,   S = sum of s[e']
-// shape.tokens stays the length T of the whole sequence.
+// shape.tokens stays the length T of the whole sequence. Returns what these tokens contribute to that sum of f P.
+// one_fraction: fraction is (E), the same for every sequence.
 template <class Real>
-void balance_backward(const RouteShape& shape, std::int64_t tokens, const Real* scores, const Real* fraction,
-                      Real coefficient, Real* dscores);
+double balance_backward(const RouteShape& shape, std::int64_t tokens, const Real* scores, const Real* fraction,
+                        bool one_fraction, Real coefficient, Real* dscores);
 
 }  // namespace meshwright::kernels

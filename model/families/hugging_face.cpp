@@ -437,14 +437,16 @@ class Reader {
     constexpr NumberRange kWeight{.min = 0, .max = 1e6};
     if (deepseek()) {
       model_.balance_weight = root_.number_or("aux_loss_alpha", 0.001, kWeight);
-      note_unless("seq_aux", "true", "not read: the balance loss is per sequence");
+      note_unless("seq_aux", "true", "not read: the balance loss is per sequence; training.balance says otherwise");
       return;
     }
     const double weight = root_.number_or("router_aux_loss_coef", 0.001, kWeight);
     if (root_.boolean_or("output_router_logits", false))
       model_.balance_weight = weight;
     else
-      note("output_router_logits = false: no balance loss is added, as in Hugging Face; true adds it per sequence");
+      note(
+          "output_router_logits = false: no balance loss is added, as in Hugging Face; true adds it per sequence, "
+          "training.balance = \"pooled\" over all layers' tokens, as there");
   }
 
   // ---- families ----

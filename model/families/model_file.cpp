@@ -71,6 +71,9 @@ class TrainingPart {
     c.grad_clip_norm =
         t.number_or("grad_clip_norm", c.grad_clip_norm, {.min = 0, .max = 1e6}, "0: gradients of any norm");
     c.model.balance_weight = t.number_or("balance_weight", c.model.balance_weight, {.min = 0, .max = 1e6});
+    if (t.has("balance"))
+      if (const auto tokens = t.one_of("balance", {kBalanceNames.begin(), kBalanceNames.end()}))
+        c.model.balance = static_cast<Balance>(std::ranges::find(kBalanceNames, *tokens) - kBalanceNames.begin());
     if (!constant_lr_) c.lr.warmup_steps = c.training_steps / 10;
     if (t.has("lr"))
       if (auto lr = t.object("lr")) read_lr(*lr);
@@ -212,7 +215,8 @@ TrainingConfig read_model_file(const JsonDocument& document) {
                         {"beta2", config.adam.beta2},
                         {"epsilon", config.adam.epsilon},
                         {"weight_decay", config.adam.weight_decay}}},
-                      {"balance_weight", config.model.balance_weight}};
+                      {"balance_weight", config.model.balance_weight},
+                      {"balance", name(config.model.balance)}};
   for (const auto& [key, value] : document.root.items())
     if (key != "training" && key.find_first_of(".[") == std::string::npos)
       config.values.push_back({json_path("", key), value, document.source_of(key)});

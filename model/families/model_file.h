@@ -9,6 +9,8 @@
 //   grad_clip_norm largest norm of the gradients; 0: any                                           1
 //   adam           {beta1, beta2, epsilon, weight_decay}                                           0.9, 0.95, 1e-8, 0.1
 //   balance_weight of the balance loss                                                             the model's
+//   balance        its tokens: "sequence", each by itself; "layer", a layer's of the step; "pooled", all layers' together,
+//                  as Hugging Face has it. The last two limit microbatches and schedule (lower.h)  "sequence"
 //   seed                                                                                           0
 //
 //   name           how the run is called                                                            the file's name

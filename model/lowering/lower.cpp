@@ -46,6 +46,20 @@ std::optional<Illegality> unschedulable(int pp, std::int64_t microbatches) {
                     fmt::format("at most {}", kLargestSchedule / pp)};
 }
 
+std::optional<Illegality> unbalanced(const ModelSpec& model, Schedule schedule, std::int64_t microbatches) {
+  if (model.balance == Balance::kSequence || microbatches == 1) return std::nullopt;
+  if (std::ranges::none_of(model.layers, [](const Layer& l) { return std::holds_alternative<Experts>(l.ffn); }))
+    return std::nullopt;
+  if (model.balance == Balance::kPooled)
+    return Illegality{"a balance loss over all layers' tokens needs one microbatch",
+                      fmt::format("training.balance pooled, {} microbatches", microbatches),
+                      "microbatches=1, or training.balance=sequence"};
+  if (schedule == Schedule::kGPipe) return std::nullopt;
+  return Illegality{"a balance loss over a layer's tokens needs GPipe or one microbatch",
+                    fmt::format("training.balance layer, schedule {}, {} microbatches", name(schedule), microbatches),
+                    "schedule=gpipe, microbatches=1, or training.balance=sequence"};
+}
+
 std::vector<Illegality> illegalities(const ModelSpec& model, const TrainingShape& shape, const Plan& plan) {
   std::vector<Illegality> found;
   const auto [dp, pp, tp] = plan.mesh;
@@ -79,6 +93,7 @@ std::vector<Illegality> illegalities(const ModelSpec& model, const TrainingShape
     found.push_back({"microbatches do not divide a dp shard's sequences",
                      fmt::format("{} sequences, {} microbatches", shape.sequences / dp, plan.microbatches),
                      "microbatches from " + divisors(shape.sequences / dp, 4096)});
+  if (auto why = unbalanced(model, plan.schedule, plan.microbatches)) found.push_back(*std::move(why));
   if (plan.fsdp != 0 && dp == 1)
     found.push_back(
         {"FSDP without data parallelism", fmt::format("fsdp {}, dp 1", plan.fsdp), "fsdp=0, or dp above 1"});

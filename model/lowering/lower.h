@@ -29,8 +29,9 @@ struct TrainingShape {
 
 // Why a plan cannot be lowered for this model and shape. Empty: it is legal. The rules are DESIGN's "Legal plans":
 // tp divides the heads and the sequence; pp at most the layers; dp divides the sequences of a step; microbatches divide
-// the sequences of a dp shard; fsdp is 0 when dp is 1; layers, where they are given, name every stage and add up to the
-// model's. Any numbers may stand in the plan. `reason` is a short name for counting, `detail` has the numbers.
+// the sequences of a dp shard; the balance loss allows them under the schedule; fsdp is 0 when dp is 1; layers, where they
+// are given, name every stage and add up to the model's. Any numbers may stand in the plan. `reason` is a short name for
+// counting, `detail` has the numbers.
 struct Illegality {
   std::string reason;  // "tp does not divide the heads"
   std::string detail;  // "12 heads, tp 8"
@@ -42,6 +43,10 @@ std::vector<Illegality> illegalities(const ModelSpec& model, const TrainingShape
 // microbatches is at most kLargestSchedule (some hundred MB of slots).
 constexpr std::int64_t kLargestSchedule = 1 << 18;
 std::optional<Illegality> unschedulable(int pp, std::int64_t microbatches);
+
+// Another of them: a balance loss over the step's tokens (Balance) is known when all forwards are over, and only then may a
+// backward begin; one of all layers together counts a microbatch at a time.
+std::optional<Illegality> unbalanced(const ModelSpec& model, Schedule schedule, std::int64_t microbatches);
 
 // What a piece costs, in any one unit, at least 0 (in whole numbers below 2^53, equal costs tie exactly). A stage costs
 // the larger of its two sums over the calls of a microbatch.

@@ -65,6 +65,15 @@ class StageWriter {
     return at;
   }
 
+  // Of choices' shares over the step's tokens (kBalance): one for each of the stage's layers with experts, or one to which they
+  // all add, and all stages.
+  std::int64_t balance_sums() const {
+    if (set_.balance != Balance::kLayer) return set_.balance == Balance::kPooled ? 1 : 0;
+    std::int64_t sums = 0;
+    for (int i = 0; i < layers_; ++i) sums += static_cast<std::int64_t>(p_.of_block(first_ + i).experts);
+    return sums;
+  }
+
   // What lies beside the state but goes with its blocks; metrics.
   void lay_out_buffers() {
     const int fsdp = p_.plan.fsdp;
@@ -105,6 +114,14 @@ class StageWriter {
     metrics_ = region("metrics", MemoryClass::kData,
                       align_up(p_.metrics_elements() * 8) +
                           (p_.metrics_members > 1 ? p_.metrics_members * p_.metrics_elements() * 8 : 0));
+    const std::int64_t sums = balance_sums(),
+                       balance = region("balance", MemoryClass::kData, sums * p_.balance_bytes());
+    for (std::int64_t k = 0; k < sums; ++k) balance_.push_back(balance + k * p_.balance_bytes());
+    auto next = balance_.begin();
+    for (int i = 0; i < layers_; ++i) {
+      const bool has_own = set_.balance == Balance::kLayer && p_.of_block(first_ + i).experts;
+      layer_balance_.push_back(has_own ? *next++ : balance);
+    }
     comm_scratch_ = region("receive buffers", MemoryClass::kBuffers, p_.comm_scratch_bytes);
   }
 
@@ -121,6 +138,8 @@ class StageWriter {
     backwards_.reserve(static_cast<std::size_t>(m));
     emit(Action::kBegin, -1);
     for (const StageAction& a : trains() ? stage_actions(p_.plan.schedule, stage_, mesh_.pp, m) : forward_actions(m)) {
+      if (!a.forward && backwards_.empty() && p_.sum_balance >= 0 && balance_sums() > 0)
+        balance_slot_ = emit(Action::kReduce, -1);
       Uses u{.microbatch = a.microbatch};
       if (a.forward ? !first() : !last())
         u.recv = emit(a.forward ? Action::kRecvForward : Action::kRecvBackward, a.microbatch);
@@ -307,6 +326,7 @@ class StageWriter {
   Call layer_call(int piece, int i, int turn) const {
     Call c = call(piece, first_ + i);
     c.ring = static_cast<std::uint8_t>(turn & 1);
+    set(c, Frame::kBalance, layer_balance_[i]);
     set(c, Frame::kStash, layer_stash_[i], Anchor::kStash);
     set(c, Frame::kX, i > 0 ? layer_input_[i] : 0, i > 0 ? Anchor::kStash : Anchor::kInbox);
     if (i + 1 < layers_)
@@ -392,7 +412,18 @@ class StageWriter {
       if (trains()) begin.add(call(p_.of_block(b).clear, b));
       if (set_.blocks()[b].layer < 0 && p_.of_block(b).gather >= 0) begin.add(call(p_.of_block(b).gather, b));
     }
+    const auto of_balance = [&](int piece, std::int64_t at) {
+      Call c = call(piece, -1);
+      set(c, Frame::kBalance, at);
+      return c;
+    };
+    for (const std::int64_t at : balance_) begin.add(of_balance(p_.clear_balance, at));
     begin_ = chunk("begin", std::move(begin));
+    if (balance_slot_ >= 0) {
+      Calls sums = calls();
+      for (const std::int64_t at : balance_) sums.reduce(of_balance(p_.sum_balance, at));
+      sum_balance_ = chunk("sum balance", std::move(sums));
+    }
     forward_ = chunk("forward", forward_calls());
     if (trains()) {
       backward_ = chunk("backward", backward_calls(false));
@@ -466,6 +497,8 @@ class StageWriter {
         return send_backward_;
       case Action::kRecvBackward:
         return recv_backward_;
+      case Action::kReduce:  // the others follow when the schedule is over
+        return sum_balance_;
       default:
         return begin_;
     }
@@ -484,8 +517,10 @@ class StageWriter {
   std::int64_t metrics_ = 0, comm_scratch_ = 0, head_input_ = 0;
   const std::int64_t x_bytes_;  // of the residual stream, one microbatch
   std::vector<std::int64_t> layer_input_, layer_stash_;
+  std::vector<std::int64_t> balance_, layer_balance_;  // where the sums of kBalance lie; by layer of the stage
   int begin_ = -1, forward_ = -1, backward_ = -1, backward_last_ = -1, send_forward_ = -1, recv_forward_ = -1,
-      send_backward_ = -1, recv_backward_ = -1, reduce_ends_ = -1, sums_ = -1, sums_pp_ = -1, update_ = -1;
+      send_backward_ = -1, recv_backward_ = -1, reduce_ends_ = -1, sums_ = -1, sums_pp_ = -1, update_ = -1,
+      sum_balance_ = -1, balance_slot_ = -1;
   std::uint8_t ring_ = 0;
 };
 

@@ -31,6 +31,8 @@ class Writer {
         ++set_.moe_layers;
       }
     set_.balance_weight = model.balance_weight;
+    // An evaluation has no backwards, which a balance over other sequences would wait for: it takes each sequence by itself.
+    if (set_.moe_layers > 0 && !trained) set_.balance = model.balance;
     if (trained) {
       set_.purpose = Purpose::kEvaluation;
       set_.state_layout = trained->state_layout;
@@ -40,7 +42,6 @@ class Writer {
     context_.width = model.width;
     context_.train = shape.train && out_.trains();
     context_.gradients = out_.trains();
-    context_.balance_weight = model.balance_weight;
     context_.attention_block = shape.attention_block;
     context_.logit_elements = shape.logit_elements;
   }
@@ -96,6 +97,7 @@ class Writer {
       } else {
         p.forward = add(layer_forward(context_, spec, block, name));
       }
+      p.experts = std::holds_alternative<Experts>(spec.ffn);
       out_.kinds.push_back(p);
     }
   }
@@ -143,7 +145,23 @@ class Writer {
       add_metrics_reduction(piece, Group::kPp);
       out_.metrics_pp = add(std::move(piece));
     }
+    if (set_.balance_tokens() > 0) {
+      out_.clear_balance = add(clear_piece("clear.balance", Frame::kBalance, set_.experts, set_.state));
+      Piece piece{.name = "sum.balance"};
+      const View fraction = declare(piece, {"fraction", {1, set_.experts}, set_.state, Frame::kBalance, 0});
+      for (const Group group : balance_groups())
+        add_direct_sum(piece, fraction, comm_scratch(piece, balance_scratch(group), group), group);
+      if (!piece.ops.empty()) out_.sum_balance = add(std::move(piece));
+    }
   }
+  // Whose ranks have parts of a balance loss' shares: all tp ranks route alike.
+  std::vector<Group> balance_groups() const {
+    std::vector<Group> groups;
+    if (set_.balance_tokens() > 0 && plan_.mesh.dp > 1) groups.push_back(Group::kDp);
+    if (set_.balance == Balance::kPooled && plan_.mesh.pp > 1) groups.push_back(Group::kPp);
+    return groups;
+  }
+  std::int64_t balance_scratch(Group group) const { return group_size(plan_.mesh, group) * set_.experts; }
 
   static Piece clear_piece(std::string name, Frame frame, std::int64_t n, DType dtype) {
     return {std::move(name), {{"x", {1, n}, dtype, frame, 0}}, {Fill{View{0, 1, n, n, 0}}}, 0};
@@ -158,7 +176,7 @@ class Writer {
   void add_reduction(Piece& piece, Frame frame, std::int64_t offset, std::int64_t n, Group group,
                      const std::string& name) {
     const View x = declare(piece, {name, {1, n}, set_.state, frame, offset});
-    const View scratch = comm_scratch(piece, n, group);
+    const View scratch = comm_scratch(piece, ring_scratch(n, group_size(plan_.mesh, group), set_.state), group);
     piece.ops.emplace_back(Collective{.kind = *reshard(Layout::partial(), Layout::replicate()),
                                       .group = group,
                                       .src = x,
@@ -185,13 +203,14 @@ class Writer {
       }
     if (const Unit& table = set_.blocks()[embedding_block(set_)].units.front(); table.second_copy)
       reduce(Group::kPpEnds, out_.shard_elements(table));
+    for (const Group group : balance_groups())
+      need[static_cast<int>(group)] = std::max(need[static_cast<int>(group)], balance_scratch(group));
     for (int g = 0; g < kGroups; ++g) {
       out_.comm_scratch[g] = out_.comm_scratch_bytes;
       out_.comm_scratch_bytes += align_up(need[g] * size_of(set_.state));
     }
   }
-  View comm_scratch(Piece& piece, std::int64_t n, Group group) {
-    const std::int64_t size = ring_scratch(n, group_size(plan_.mesh, group), set_.state);
+  View comm_scratch(Piece& piece, std::int64_t size, Group group) {
     return declare(piece, {fmt::format("recv.{}", piece.tensors.size()),
                            {1, size},
                            set_.state,
@@ -211,11 +230,14 @@ class Writer {
                                          DType::kF64,
                                          Frame::kMetrics,
                                          align_up(out_.metrics_elements() * 8)});
+    add_direct_sum(piece, metrics, scratch, group);
+  }
+  static void add_direct_sum(Piece& piece, const View& x, const View& scratch, Group group) {
     piece.ops.emplace_back(Collective{.kind = CollectiveKind::kAllReduce,
                                       .group = group,
                                       .algorithm = Algorithm::kDirect,
-                                      .src = metrics,
-                                      .dst = metrics,
+                                      .src = x,
+                                      .dst = x,
                                       .scratch = scratch,
                                       .in_place = true});
   }
@@ -252,7 +274,7 @@ class Writer {
                                    set_.state,
                                    Frame::kGradShard,
                                    u.offset / mesh.dp * size});
-          op.scratch = comm_scratch(piece, u.padded, Group::kDp);
+          op.scratch = comm_scratch(piece, ring_scratch(u.padded, mesh.dp, set_.state), Group::kDp);
           piece.ops.emplace_back(op);
         }
       }

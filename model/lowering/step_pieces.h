@@ -25,6 +25,7 @@ struct BlockPieces {
   int clear = -1;        // gradient accumulators to zero
   int norm = -1, update = -1;
   std::int64_t stash = 0;  // bytes that the forward saves for one microbatch's backward
+  bool experts = false;    // the layer is a mixture of experts
 };
 
 struct StepPieces {
@@ -41,6 +42,8 @@ struct StepPieces {
   int reduce_ends = -1;  // the table's gradients, over the two stages that hold it
   int clear_metrics = -1, metrics_tp_dp = -1, metrics_pp = -1;
   int metrics_members = 1;  // of the largest group that sums metrics
+  // Where the balance loss is over the step's tokens (kBalance): what a sum of them begins and ends with.
+  int clear_balance = -1, sum_balance = -1;
 
   // Receive buffers of reductions: where each group's begins in its frame, and all of them. Bytes.
   std::array<std::int64_t, kGroups> comm_scratch{};
@@ -49,6 +52,10 @@ struct StepPieces {
   std::int64_t own_rows() const { return set.step.tokens * set.step.microbatch / plan.mesh.tp; }
   std::int64_t metrics_elements() const { return kLoadFirst + set.experts; }
   bool trains() const { return set.purpose == Purpose::kTraining; }
+  // Bytes of one such sum in the arena; 0: there is none.
+  std::int64_t balance_bytes() const {
+    return set.balance_tokens() > 0 ? align_up(set.experts * size_of(set.state)) : 0;
+  }
   bool state_sharded() const { return plan.fsdp >= 1; }
   bool low_precision() const { return set.compute != set.state; }
   // Elements of master weights, moments and reduced gradients that a rank keeps of a unit or a block.

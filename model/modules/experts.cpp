@@ -66,18 +66,21 @@ View Experts::forward(Forward& f, const View& own) const {
   const View choice = f.value("choice", f.rows(), choices, DType::kI32),
              slot = f.value("slot", f.rows(), choices, DType::kI32),
              gate = f.value("gate", f.rows(), choices, f.state()), rows = f.value("rows", 1, experts, DType::kI32);
+  const ProgramSet& set = f.context().set;
+  const std::int64_t fraction_tokens = set.balance_tokens();
   f.add(Route{.scores = scores,
               .choice = choice,
               .slot = slot,
               .gate = gate,
               .rows = rows,
-              .fraction = f.value("fraction", f.batch(), experts, f.state()),
+              .fraction = fraction_tokens > 0 ? f.at(Frame::kBalance, "fraction", 1, experts, f.state())
+                                              : f.value("fraction", f.batch(), experts, f.state()),
               .metrics = f.metrics(),
               .shape = shape,
-              .balance_gradient = f.context().balance_weight * static_cast<double>(experts) /
-                                  static_cast<double>(choices * f.context().set.step.sequences),
+              .balance_gradient = set.balance_weight * set.balance_factor() / static_cast<double>(set.step.sequences),
               .bias = correction ? f.param("moe.router.correction") : View{},
-              .rule = rule});
+              .rule = rule,
+              .fraction_tokens = fraction_tokens});
 
   const View combined = f.value("combined", f.rows(), f.width());
   bool added = false;

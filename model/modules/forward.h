@@ -26,7 +26,6 @@ struct StepContext {
   std::int64_t width = 0;     // C
   bool train = true;          // false: nothing is dropped, neither channels nor tokens
   bool gradients = true;      // false: nothing is differentiated, the head leaves no gradient
-  double balance_weight = 0;  // alpha: loss = cross-entropy + alpha * balance
   // Sizes of what is computed in parts (TrainingShape).
   std::int64_t attention_block = 128;                   // rows of a block of scores
   std::int64_t logit_elements = std::int64_t{1} << 26;  // of one chunk of logits, at most

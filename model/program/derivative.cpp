@@ -216,7 +216,8 @@ struct Rule {
     const View dgate = b.gradient(op.gate);
     if (!dgate) return;
     b.add(RouteBackward{dgate, b.value(op.scores), b.value(op.choice), b.value(op.gate), b.value(op.fraction),
-                        b.overwrite(op.scores), op.shape, op.balance_gradient / b.mesh().tp, op.rule});
+                        b.overwrite(op.scores), op.shape, op.balance_gradient / b.mesh().tp, op.rule,
+                        op.fraction_tokens > 0 ? b.value(op.metrics) : View{}});
     if (op.bias)
       if (const auto to = b.into(op.bias); to && !to.accumulate) b.add(Fill{to.view});
   }

@@ -48,13 +48,16 @@ class Backward {
 // Throws std::logic_error for the kinds that no forward pass has: derivatives, the optimizer, messages.
 void differentiate(const Op& op, Backward& backward);
 
-// `op` once more, in a backward pass, for outputs that were not kept: without what it adds to metrics.
+// `op` once more, in a backward pass, for outputs that were not kept: without what it adds to sums of the step.
 // `known`: of an operand that it writes, whether its value is there already and is to be read instead.
 template <class Known>
 Op again(Op op, Known&& known) {
   if (auto* norm = std::get_if<RmsNorm>(&op)) norm->rstd_known = known(norm->rstd);
   if (auto* norm = std::get_if<LayerNorm>(&op)) norm->known = known(norm->mean) && known(norm->rstd);
-  if (auto* route = std::get_if<Route>(&op)) route->metrics = {};
+  if (auto* route = std::get_if<Route>(&op)) {
+    route->metrics = {};
+    if (route->fraction_tokens > 0) route->fraction = {};
+  }
   return op;
 }
 

@@ -194,6 +194,7 @@ class MemoryWalk::Pieces {
       case Frame::kMoment2:
       case Frame::kTokens:
       case Frame::kMetrics:
+      case Frame::kBalance:
         return true;
       default:
         return false;

@@ -596,14 +596,18 @@ struct SoftmaxBackward {
 // Routing of each sequence by itself (jaxformer_semantics 5 and 11): scores (T,B,E) -> choice (T,B,k) i32,
 // slot (T,B,k) i32 (row in the expert buffers, -1: dropped), gate (T,B,k), rows (E) i32, fraction (B,E): share of
 // choices f. bias (1,E), where given, is added to the scores for the choice alone. Adds to metrics (where given): balance, load, drops, each weighted 1/tp, as all tp ranks route alike.
+//
+// With fraction_tokens the balance is over that many tokens, more than are here: fraction (1,E) is theirs, of which this
+// operation adds its part, and RouteBackward, when it is complete, adds the balance to metrics.
 struct Route {
   static constexpr std::string_view kName = "route";
   View scores, choice, slot, gate, rows, fraction;
   View metrics{};
   RouteShape shape;
-  double balance_gradient = 0;  // of the loss by a sequence's sum_e f P: alpha * E / k / sequences of the step
+  double balance_gradient = 0;  // of the loss by a sequence's sum_e f P: alpha * balance_factor() / sequences of the step
   View bias{};
   RoutingRule rule{};
+  std::int64_t fraction_tokens = 0;  // 0: each sequence by itself
   template <class S, class V>
   static void fields(S& s, V&& v) {
     v("scores", s.scores, Access::kRead);
@@ -612,22 +616,25 @@ struct Route {
     v("slot", s.slot, Access::kWrite);
     v("gate", s.gate, Access::kWrite);
     v("rows", s.rows, Access::kWrite);
-    v("fraction", s.fraction, Access::kWrite);
+    v("fraction", s.fraction, s.fraction_tokens > 0 ? Access::kUpdate : Access::kWrite);
     v("metrics", s.metrics, Access::kUpdate);
     v("capacity", s.shape.capacity);
     v("balance_gradient", s.balance_gradient);
+    v("fraction_tokens", s.fraction_tokens);
     s.rule.fields(s.rule, v);
   }
 };
 
 // dscores (T,B,E) = gradient through scores of the gates, given dgate (T,B,k; partial over tp), and of coefficient x balance:
-// that of each tp rank, which all route alike, with weight 1/tp. So dscores is partial over tp.
+// that of each tp rank, which all route alike, with weight 1/tp. So dscores is partial over tp. fraction: (B,E), or (1,E) of
+// all sequences; metrics, where given: the balance is added, with weight 1/tp.
 struct RouteBackward {
   static constexpr std::string_view kName = "route_backward";
   View dgate, scores, choice, gate, fraction, dscores;
   RouteShape shape;
   double coefficient = 0;  // Route's balance_gradient / tp
   RoutingRule rule{};
+  View metrics{};
   template <class S, class V>
   static void fields(S& s, V&& v) {
     v("dgate", s.dgate, Access::kRead);
@@ -636,6 +643,7 @@ struct RouteBackward {
     v("gate", s.gate, Access::kRead);
     v("fraction", s.fraction, Access::kRead);
     v("dscores", s.dscores, Access::kWrite);
+    v("metrics", s.metrics, Access::kUpdate);
     v("coefficient", s.coefficient);
     s.rule.fields(s.rule, v);
   }

@@ -28,6 +28,7 @@ bool filled_by_caller(Frame frame, const Op& reader) {
     case Frame::kMoment2:
     case Frame::kTokens:
     case Frame::kMetrics:
+    case Frame::kBalance:
       return true;
     case Frame::kXOut:
       return std::holds_alternative<Send>(reader);

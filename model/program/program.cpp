@@ -151,6 +151,7 @@ MemoryClass memory_class(const Call& call, Frame frame) {
       return MemoryClass::kOptimizer;
     case Frame::kTokens:
     case Frame::kMetrics:
+    case Frame::kBalance:
       return MemoryClass::kData;
   }
   return MemoryClass::kData;

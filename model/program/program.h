@@ -20,6 +20,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "model/program/mesh.h"
@@ -120,6 +121,13 @@ struct Program {
   std::array<std::int64_t, kMemoryClasses> bytes_by_class() const;  // of the regions
 };
 
+// The tokens over which the balance loss forms, for every expert, the share of choices f and the mean probability P: each
+// sequence of a layer by itself, all of a layer, or those of all layers together. What is added to the loss is balance_weight
+// times the sum over layers of the mean over sequences of (E/k) sum f P; the sum over layers of (E/k) sum f P; E sum f P.
+enum class Balance : std::uint8_t { kSequence, kLayer, kPooled };
+constexpr std::array<std::string_view, 3> kBalanceNames{"sequence", "layer", "pooled"};
+constexpr std::string_view name(Balance b) { return kBalanceNames[static_cast<int>(b)]; }
+
 struct StepShape {
   std::int64_t sequences = 0;   // of the step, all dp shards
   std::int64_t tokens = 0;      // of a sequence (T)
@@ -150,6 +158,18 @@ struct ProgramSet {
   // Of the mixture-of-experts layers: experts, choices of a token, layers, and the weight of the balance loss.
   std::int64_t experts = 0, choices = 0, moe_layers = 0;
   double balance_weight = 0;
+  Balance balance = Balance::kSequence;
+
+  // The tokens of kLayer and kPooled: those of the step, once for every layer that they are of together. 0 of kSequence.
+  std::int64_t balance_tokens() const {
+    return balance == Balance::kSequence
+               ? 0
+               : step.sequences * step.tokens * (balance == Balance::kPooled ? moe_layers : 1);
+  }
+  // Of the mean over the step's sequences, summed over layers, of sum f P.
+  double balance_factor() const {
+    return static_cast<double>(experts) / static_cast<double>(balance == Balance::kPooled ? moe_layers : choices);
+  }
 };
 
 // Where a frame of the call begins in the arena, in bytes.

@@ -55,12 +55,13 @@ enum class Frame : std::uint8_t {
   kMoment2,
   kTokens,       // input and target ids of the step
   kMetrics,      // sums that are logged, and the squared gradient norm: f64
+  kBalance,      // share of choices of every expert over the step's tokens, where the balance loss asks for it
   kCommScratch,  // receive buffers of reductions on the dp stream
 };
-constexpr int kFrames = 15;
+constexpr int kFrames = 16;
 constexpr std::array<std::string_view, kFrames> kFrameNames{
     "x",     "x_out",      "d",       "stash",   "ws",     "weights", "weight_shard", "master",
-    "grads", "grad_shard", "moment1", "moment2", "tokens", "metrics", "comm_scratch"};
+    "grads", "grad_shard", "moment1", "moment2", "tokens", "metrics", "balance",      "comm_scratch"};
 constexpr std::string_view name(Frame f) { return kFrameNames[static_cast<int>(f)]; }
 
 // What memory is for, as reports show it.

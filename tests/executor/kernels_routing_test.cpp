@@ -234,16 +234,65 @@ TEST(BalanceBackward, is_the_derivative_of_the_balance_and_can_be_cut_along_the_
   const Values scores = random_values(6 * B * E, 12, 0.1, 1);
   const Routed<double> out = routed<double>(s, scores);
   Values dscores(scores.size(), 1.0);
+  double balance = 0;
   for (const std::int64_t first : {0, 2, 4}) {
-    balance_backward(s, 2, scores.data() + first * B * E, out.fraction.data(), 0.3, dscores.data() + first * B * E);
+    balance += balance_backward(s, 2, scores.data() + first * B * E, out.fraction.data(), false, 0.3,
+                                dscores.data() + first * B * E);
   }
+  EXPECT_NEAR(balance, out.balance, 1e-12);
   for (double& v : dscores) v -= 1;
   expect_gradient([&](const Values& at) { return 0.3 * routed<double>(s, at).balance; }, scores, dscores);
 
   std::vector<float> single(scores.size(), 0.f);
   const Routed<float> routed_single = routed<float>(s, scores);
-  balance_backward(s, 6, as<float>(scores).data(), routed_single.fraction.data(), 0.3f, single.data());
+  balance_backward(s, 6, as<float>(scores).data(), routed_single.fraction.data(), false, 0.3f, single.data());
   expect_close(single, dscores, 1e-6);
+}
+
+// f and P by their definition, over all tokens that there are.
+double balance_of_all(const Values& scores, const std::vector<std::int32_t>& choice, std::int64_t experts) {
+  const auto tokens = static_cast<std::int64_t>(scores.size()) / experts;
+  Values f(experts, 0.0), p(experts, 0.0);
+  for (const std::int32_t e : choice) f[e] += 1.0 / static_cast<double>(tokens);
+  for (std::int64_t n = 0; n < tokens; ++n) {
+    const double sum = std::accumulate(scores.begin() + n * experts, scores.begin() + (n + 1) * experts, 0.0);
+    for (std::int64_t e = 0; e < experts; ++e) p[e] += scores[n * experts + e] / sum / static_cast<double>(tokens);
+  }
+  return std::inner_product(f.begin(), f.end(), p.begin(), 0.0);
+}
+
+TEST(BalanceBackward, over_the_tokens_of_several_calls_takes_their_shares_from_the_sum_that_they_added_to) {
+  const RouteShape s{5, 2, 4, 2, 3};
+  const std::int64_t calls = 3, tokens = calls * s.tokens * s.batch;
+  const Values scores = random_values(tokens * s.experts, 21, 0.1, 1);
+  const auto of_call = [&](std::int64_t c) {
+    return Values(scores.begin() + c * s.tokens * s.batch * s.experts,
+                  scores.begin() + (c + 1) * s.tokens * s.batch * s.experts);
+  };
+  Values fraction(s.experts, 0.0);
+  std::vector<std::int32_t> choice;
+  for (std::int64_t c = 0; c < calls; ++c) {
+    Routed<double> out(s);
+    Routing<double> routing = out.view();
+    routing.fraction = fraction.data();
+    routing.fraction_tokens = tokens;
+    route<double>(s, {}, of_call(c).data(), nullptr, routing, out.statistics(), out.scratch.data());
+    EXPECT_EQ(out.balance, 0);  // not known yet
+    choice.insert(choice.end(), out.choice.begin(), out.choice.end());
+    const Values before = fraction;
+    routing.fraction = nullptr;  // once more, for what was not kept
+    route<double>(s, {}, of_call(c).data(), nullptr, routing, out.statistics(), out.scratch.data());
+    EXPECT_EQ(fraction, before);
+  }
+  Values dscores(scores.size(), 0.0);
+  double balance = 0;
+  for (std::int64_t c = 0; c < calls; ++c)
+    balance += balance_backward(s, s.tokens, of_call(c).data(), fraction.data(), true, 0.3,
+                                dscores.data() + c * s.tokens * s.batch * s.experts);
+  const double sequences = static_cast<double>(calls * s.batch);
+  EXPECT_NEAR(balance / sequences, balance_of_all(scores, choice, s.experts), 1e-12);
+  expect_gradient([&](const Values& at) { return 0.3 * sequences * balance_of_all(at, choice, s.experts); }, scores,
+                  dscores);
 }
 
 // ---- rules of the families -----------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ struct Computation {
   std::int64_t tokens = 4, batch = 2;
   int tp = 1;                             // ranks that share the work
   std::int64_t experts = 0, choices = 0;  // of the routing, if there is any
+  Balance balance = Balance::kSequence;
   Piece piece{.name = "computation", .tensors = {}, .ops = {}, .workspace_bytes = 0};
   std::vector<Parameter> parameters;
   std::vector<Layout> layouts;  // of parameters, over tp
@@ -103,6 +104,8 @@ ProgramSet as_step(Computation c) {
   set.experts = c.experts;
   set.choices = c.choices;
   set.balance_weight = kBalanceWeight;
+  set.balance = c.balance;
+  set.moe_layers = 1;
   const auto layout = std::make_shared<StateLayout>();
   layout->parameters = c.parameters;
   Unit unit{.name = "all", .elements = c.parameter_elements, .padded = c.parameter_elements};
@@ -122,6 +125,11 @@ ProgramSet as_step(Computation c) {
         {"metrics", {1, metrics_elements}, DType::kF64, Frame::kMetrics, 0}},
        {Fill{{0, 1, unit.padded, unit.padded, 0}}, Fill{{1, 1, metrics_elements, metrics_elements, 0}}},
        0});
+  if (c.experts > 0) {
+    Piece& clear = set.pieces.back();
+    clear.tensors.push_back({"fraction", {1, c.experts}, DType::kF64, Frame::kBalance, 0});
+    clear.ops.emplace_back(Fill{{2, 1, c.experts, c.experts, 0}});
+  }
   set.pieces.push_back(differentiate_at_once(std::move(c.piece), set.mesh, {.state = DType::kF64}));
 
   Program program{.layers = 1};
@@ -141,15 +149,14 @@ ProgramSet as_step(Computation c) {
   const std::int64_t gradients = region("gradients", MemoryClass::kGradients, state);
   program.buffers = {{.grads = gradients, .grad_shard = gradients}};
   const std::int64_t metrics = region("metrics", MemoryClass::kData, metrics_elements * 8),
+                     balance = region("balance", MemoryClass::kData, c.experts * 8),
                      tokens = region("tokens", MemoryClass::kData, tokens_bytes),
                      workspace = region("workspace", MemoryClass::kWorkspace, set.pieces.back().workspace_bytes);
   for (int piece = 0; piece < 2; ++piece) {
     Call call{.piece = piece, .block = 0, .layer = 0};
-    const std::pair<Frame, std::int64_t> frames[] = {{Frame::kWeights, s.weights},
-                                                     {Frame::kGrads, gradients},
-                                                     {Frame::kMetrics, metrics},
-                                                     {Frame::kTokens, tokens},
-                                                     {Frame::kWorkspace, workspace}};
+    const std::pair<Frame, std::int64_t> frames[] = {{Frame::kWeights, s.weights}, {Frame::kGrads, gradients},
+                                                     {Frame::kMetrics, metrics},   {Frame::kBalance, balance},
+                                                     {Frame::kTokens, tokens},     {Frame::kWorkspace, workspace}};
     for (const auto& [frame, base] : frames) call.base[static_cast<std::size_t>(frame)] = base;
     program.chunks.push_back({set.pieces[static_cast<std::size_t>(piece)].name, {call}});
     program.slots.push_back(
@@ -217,6 +224,7 @@ struct Mixture {
   std::int64_t capacity = 0;  // 0: nothing is dropped
   double dropout = 0;
   bool bias = true, bias_scale = false, accumulate = false, softmax = false, gated = false, correction = false;
+  Balance balance = Balance::kSequence;
   std::int64_t experts = 3;
   RoutingRule rule{};
 };
@@ -224,7 +232,7 @@ struct Mixture {
 // Experts of the rows of h, from their scores to their combined output.
 void mixture(Computation& c, const Mixture& m) {
   constexpr std::int64_t kWidth = 4, kHidden = 5;
-  c.experts = m.experts, c.choices = 2;
+  c.experts = m.experts, c.choices = 2, c.balance = m.balance;
   const RouteShape shape{c.tokens, c.batch, c.experts, c.choices, m.capacity};
   const std::int64_t buffer = shape.buffer_rows();
   const View scores = c.made("scores", c.rows(), c.experts), h = c.made("h", c.rows(), kWidth);
@@ -244,12 +252,15 @@ void mixture(Computation& c, const Mixture& m) {
       .slot = slot,
       .gate = gate,
       .rows = rows,
-      .fraction = c.value("fraction", c.batch, c.experts),
+      .fraction = m.balance == Balance::kSequence
+                      ? c.value("fraction", c.batch, c.experts)
+                      : c.declare("fraction", 1, c.experts, DType::kF64, Frame::kBalance, 0),
       .metrics = c.metrics(),
       .shape = shape,
       .balance_gradient = kBalanceWeight * static_cast<double>(c.experts) / static_cast<double>(c.choices * c.batch),
       .bias = m.correction ? c.parameter("correction", 1, c.experts) : View{},
-      .rule = m.rule});
+      .rule = m.rule,
+      .fraction_tokens = m.balance == Balance::kSequence ? 0 : c.rows()});
   if (m.accumulate) c.add(Gemm{.a = h, .b = c.parameter("shared", kWidth, kWidth), .c = out});
   c.add(Dispatch{h, slot, in, shape}, GroupedGemm{.a = in,
                                                   .b = c.parameter("w0", c.experts * kWidth, inner),
@@ -291,6 +302,7 @@ const Cases kMixtures{
     mixture_case("beside a shared expert",
                  [](Mixture& m) { m.capacity = 3, m.dropout = 0.3, m.bias_scale = m.accumulate = true; }),
     mixture_case("packed", [](Mixture&) {}),
+    mixture_case("balanced over all tokens", [](Mixture& m) { m.balance = Balance::kLayer, m.softmax = true; }),
     mixture_case("packed, gated, without biases, of softmax scores",
                  [](Mixture& m) { m.bias = false, m.gated = m.softmax = true; }),
     mixture_case("gated, beyond the capacity, not normalised",

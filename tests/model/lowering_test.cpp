@@ -17,6 +17,7 @@
 #include "model/program/layout.h"
 #include "model/program/op_work.h"
 #include "model/program/piece_check.h"
+#include "model/program/slot_name.h"
 
 namespace meshwright {
 namespace {
@@ -506,6 +507,71 @@ TEST(Products, AreExactlyTheKindsThatCountFlopsAndMultiplyInTheComputeTypeOrF32)
   }
   for (int kind = 0; kind < kOpKinds; ++kind)
     EXPECT_EQ(seen[kind], is_product(static_cast<OpKind>(kind))) << kind_name(static_cast<OpKind>(kind));
+}
+
+// ---- a balance loss over the step's tokens ---------------------------------------------------------------------------------
+
+// Groups of the collectives on shares of choices, where they stand among the slots of a stage: "F0 F1 dp dp B0 B1".
+std::string sums_of_shares(Balance balance, const Plan& plan, int stage) {
+  ModelSpec model = kSmall;  // every second layer has experts
+  model.balance = balance;
+  const ProgramSet set = lower(model, kShape, plan);
+  std::string text;
+  for (const Slot& slot : set.stages[static_cast<std::size_t>(stage)].slots) {
+    std::string words;
+    if (slot.action == Action::kForward || slot.action == Action::kBackward) words = " " + slot_name(slot);
+    for (const Call& call :
+         set.stages[static_cast<std::size_t>(stage)].chunks[static_cast<std::size_t>(slot.chunk)].calls)
+      for (const Op& op : set.pieces[static_cast<std::size_t>(call.piece)].ops)
+        if (const auto* sum = std::get_if<Collective>(&op);
+            sum &&
+            set.pieces[static_cast<std::size_t>(call.piece)].tensors[static_cast<std::size_t>(sum->src.tensor)].frame ==
+                Frame::kBalance)
+          words += " " + std::string(name(sum->group));
+    text += words;
+  }
+  return text.substr(1);
+}
+
+TEST(BalanceOverTheStep, IsSummedOverDpForEveryLayerWithExpertsBetweenTheForwardsAndTheBackwards) {
+  const Plan gpipe = parse_plan("2x2x2,schedule=gpipe,microbatches=2,layers=5-3");
+  EXPECT_EQ(sums_of_shares(Balance::kSequence, gpipe, 0), "F0 F1 B0 B1");
+  EXPECT_EQ(sums_of_shares(Balance::kLayer, gpipe, 0), "F0 F1 dp dp B0 B1");
+  EXPECT_EQ(sums_of_shares(Balance::kLayer, gpipe, 1), "F0 F1 dp dp B0 B1");
+  EXPECT_EQ(sums_of_shares(Balance::kLayer, parse_plan("2x1x1,schedule=1f1b"), 0), "F0 dp dp dp dp B0");
+  EXPECT_EQ(sums_of_shares(Balance::kLayer, parse_plan("1x2x2,schedule=gpipe,microbatches=2"), 0), "F0 F1 B0 B1");
+}
+
+TEST(BalanceOverTheStep, OfAllLayersTogetherIsOneSumOverDpAndStages) {
+  EXPECT_EQ(sums_of_shares(Balance::kPooled, parse_plan("2x2x2"), 0), "F0 dp pp B0");
+  EXPECT_EQ(sums_of_shares(Balance::kPooled, parse_plan("1x2x1"), 1), "F0 pp B0");
+  EXPECT_EQ(sums_of_shares(Balance::kPooled, parse_plan("2x1x1"), 0), "F0 dp B0");
+  EXPECT_EQ(sums_of_shares(Balance::kPooled, parse_plan("1x1x2"), 0), "F0 B0");
+}
+
+TEST(BalanceOverTheStep, IsNoMatterWhereNoLayerHasExperts) {
+  ModelSpec dense = kSmall;
+  std::erase_if(dense.layers, [](const Layer& l) { return std::holds_alternative<Experts>(l.ffn); });
+  dense.balance = Balance::kPooled;
+  EXPECT_TRUE(illegalities(dense, kShape, parse_plan("2x2x1,microbatches=4")).empty());
+  ModelSpec plain = dense;
+  plain.balance = Balance::kSequence;
+  const Plan plan = parse_plan("2x2x1,microbatches=4");
+  EXPECT_EQ(to_text(lower(dense, kShape, plan), lower(dense, kShape, plan).stages[0]),
+            to_text(lower(plain, kShape, plan), lower(plain, kShape, plan).stages[0]));
+}
+
+TEST(BalanceOverTheStep, IsNotCountedAgainWhereTheRoutingIsComputedAgain) {
+  ModelSpec model = kSmall;
+  model.balance = Balance::kLayer;
+  const ProgramSet set = lower(model, kShape, {.recompute = Recompute::kFull});
+  int routings = 0;
+  for (const Piece& piece : set.pieces)
+    for (const Route& route : all<Route>(piece)) {
+      EXPECT_EQ(static_cast<bool>(route.fraction), piece.name == "moe.forward") << piece.name;
+      ++routings;
+    }
+  EXPECT_EQ(routings, 2);
 }
 
 }  // namespace

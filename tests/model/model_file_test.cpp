@@ -75,6 +75,19 @@ TEST(ModelFile, ResolvedItReadsBackTheSame) {
   }
 }
 
+TEST(ModelFile, TheTokensOfTheBalanceLossAreASwitchOfTheTraining) {
+  const auto balance = [](std::vector<std::string> overrides) {
+    return read_config(kModels / "mixtral-tiny.json", overrides).model.balance;
+  };
+  EXPECT_EQ(balance({}), Balance::kSequence);
+  EXPECT_EQ(balance({"training.balance=layer"}), Balance::kLayer);
+  EXPECT_EQ(balance({"training.balance=pooled"}), Balance::kPooled);
+  const auto faults = faults_of([&] { balance({"training.balance=batch"}); });
+  ASSERT_EQ(faults.size(), 1u);
+  EXPECT_EQ(faults[0].path, "training.balance");
+  EXPECT_THAT(faults[0].allowed, HasSubstr("pooled"));
+}
+
 TEST(ModelFile, MiniGptHasTheTutorialsRecipe) {
   const TrainingConfig config = read_config(kModels / "minigpt.json");
   EXPECT_EQ(learning_rate(config.lr, 0), 1e-3);

@@ -379,8 +379,8 @@ ModelSpec tiny_model() {
 constexpr TrainingShape kTinyShape{.sequences = 16, .tokens = 16};
 
 TEST(VerifierOfLoweredPrograms, FindsNothingOverAGridOfPlans) {
-  const ModelSpec model = tiny_model();
-  int plans = 0;
+  ModelSpec model = tiny_model();
+  int plans = 0, balanced_over_the_step = 0;
   for (const DType compute : {DType::kF32, DType::kBF16})
     for (const Recompute recompute : {Recompute::kNone, Recompute::kFull})
       for (const Schedule schedule : {Schedule::kGPipe, Schedule::k1F1B})
@@ -395,8 +395,18 @@ TEST(VerifierOfLoweredPrograms, FindsNothingOverAGridOfPlans) {
                   if (!illegalities(model, shape, plan).empty()) continue;
                   ASSERT_THAT(verify(lower(model, shape, plan)), IsEmpty()) << to_text(plan) << " " << name(compute);
                   ++plans;
+                  if (compute != DType::kBF16) continue;
+                  for (const Balance balance : {Balance::kLayer, Balance::kPooled}) {
+                    model.balance = balance;
+                    if (unbalanced(model, schedule, microbatches)) continue;
+                    ASSERT_THAT(verify(lower(model, shape, plan)), IsEmpty()) << to_text(plan) << " " << name(balance);
+                    ++balanced_over_the_step;
+                  }
+                  model.balance = Balance::kSequence;
                 }
   EXPECT_EQ(plans, 2592);  // 2 * 2 * 2 * 3 * (12 meshes with dp 1, and 24 with dp 2 or 4 at 4 stages of FSDP)
+  EXPECT_EQ(balanced_over_the_step,
+            1296);  // 2 * 108 * (4 pairs of schedule and microbatches of a layer, 2 of all layers)
 }
 
 bool is_scheduled(const Slot& s) { return s.action != Action::kBegin && s.action < Action::kReduce; }

@@ -78,6 +78,40 @@ TEST(PlanSpace, NoLegalPlanIsLeftOut) {
   }
 }
 
+TEST(PlanSpace, OfABalanceLossOverTheStepsTokensHoldsWhatSuitsItAndCountsTheRestOnceAMesh) {
+  Problem problem = small_problem(4);
+  ASSERT_TRUE(
+      std::ranges::any_of(problem.model.layers, [](const Layer& l) { return std::holds_alternative<Experts>(l.ffn); }));
+  const auto legal = [&](Balance balance) {
+    problem.model.balance = balance;
+    std::set<std::string> texts;
+    for (const Plan& plan : all_plans(problem)) {
+      EXPECT_TRUE(illegalities(problem.model, problem.shape, plan).empty()) << to_text(plan);
+      texts.insert(to_text(plan));
+    }
+    EXPECT_EQ(static_cast<std::int64_t>(texts.size()), PlanSpace(problem).size());
+    return texts;
+  };
+  const auto some = [&](auto&& keep) {
+    problem.model.balance = Balance::kSequence;
+    std::set<std::string> texts;
+    for (const Plan& plan : all_plans(problem))
+      if (keep(plan)) texts.insert(to_text(plan));
+    return texts;
+  };
+  EXPECT_EQ(legal(Balance::kLayer),
+            some([](const Plan& p) { return p.schedule == Schedule::kGPipe || p.microbatches == 1; }));
+  EXPECT_EQ(legal(Balance::kPooled), some([](const Plan& p) { return p.microbatches == 1; }));
+  problem.model.balance = Balance::kLayer;  // 6 meshes
+  EXPECT_EQ(by_reason(PlanSpace(problem)).at("a balance loss over a layer's tokens needs GPipe or one microbatch"), 6);
+  problem.model.balance = Balance::kPooled;
+  EXPECT_EQ(by_reason(PlanSpace(problem)).at("a balance loss over all layers' tokens needs one microbatch"), 6);
+  const auto why = illegalities(problem.model, problem.shape, parse_plan("2x2x1,schedule=gpipe,microbatches=4"));
+  ASSERT_EQ(why.size(), 1u);
+  EXPECT_EQ(why[0].detail, "training.balance pooled, 4 microbatches");
+  EXPECT_EQ(why[0].hint, "microbatches=1, or training.balance=sequence");
+}
+
 TEST(PlanSpace, TheOrderIsMeshThenFsdpThenMicrobatchesThenScheduleThenRecomputation) {
   const std::vector<Plan> plans = all_plans(small_problem(2));
   EXPECT_EQ(to_text(plans[0]), "2x1x1,schedule=gpipe,microbatches=1,fsdp=0,recompute=none");

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 #include <random>
 #include <stdexcept>
 
@@ -203,28 +204,32 @@ TEST(Simulate, FastAgreesWithFullOnLoweredPlans) {
                                  .k = 2,
                                  .n_experts = 4,
                                  .n_shared = 1};
-  const ModelSpec model = jaxformer("tiny", dimensions, 1e-4);
+  ModelSpec model = jaxformer("tiny", dimensions, 1e-4);
   const TrainingShape shape{.sequences = 16, .tokens = 32};
   std::mt19937_64 random(3);
-  int plans = 0;
+  std::map<Balance, int> plans;
   for (const MeshShape mesh :
        {MeshShape{1, 1, 1}, {2, 1, 1}, {1, 2, 1}, {1, 1, 2}, {2, 2, 2}, {4, 3, 1}, {2, 6, 1}, {1, 4, 4}})
     for (const int fsdp : {0, 1, 2, 3})
       for (const int microbatches : {1, 2, 4})
         for (const Schedule schedule : {Schedule::kGPipe, Schedule::k1F1B})
-          for (const Recompute recompute : {Recompute::kNone, Recompute::kFull}) {
-            const Plan plan{mesh, fsdp, microbatches, schedule, recompute};
-            if (!illegalities(model, shape, plan).empty()) continue;
-            SCOPED_TRACE(to_text(plan));
-            const ProgramSet set = lower(model, shape, plan);
-            simulate_both(set, RandomCost(random(), 1000));
-            simulate_both(set, RandomCost(random(), 50, false));
-            const ProgramSet evaluation = lower_evaluation(model, shape, plan, set);
-            simulate_both(evaluation, RandomCost(random(), 1000));
-            simulate_both(evaluation, RandomCost(random(), 50, false));
-            ++plans;
-          }
-  EXPECT_GE(plans, 100);
+          for (const Recompute recompute : {Recompute::kNone, Recompute::kFull})
+            for (const Balance balance : {Balance::kSequence, Balance::kLayer, Balance::kPooled}) {
+              const Plan plan{mesh, fsdp, microbatches, schedule, recompute};
+              model.balance = balance;
+              if (!illegalities(model, shape, plan).empty()) continue;
+              SCOPED_TRACE(to_text(plan) + ", balance " + std::string(name(balance)));
+              const ProgramSet set = lower(model, shape, plan);
+              simulate_both(set, RandomCost(random(), 1000));
+              simulate_both(set, RandomCost(random(), 50, false));
+              const ProgramSet evaluation = lower_evaluation(model, shape, plan, set);
+              simulate_both(evaluation, RandomCost(random(), 1000));
+              simulate_both(evaluation, RandomCost(random(), 50, false));
+              ++plans[balance];
+            }
+  EXPECT_GE(plans[Balance::kSequence], 100);
+  EXPECT_GE(plans[Balance::kLayer], 60);
+  EXPECT_GE(plans[Balance::kPooled], 30);
 }
 
 // ---- the end of time ---------------------------------------------------------------------------------------------------
