@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <string_view>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "executor/kernels/activation.h"
 #include "executor/kernels/adamw.h"
@@ -433,11 +435,25 @@ class Binder {
     });
   }
 
+  // The elements of a weight, bf16 or as the state is; none where there is none.
+  template <class Real>
+  std::function<std::vector<Real>(const CallState&)> widened(const View& weight) {
+    const auto read = [n = weight ? count(weight) : 0](auto from) {
+      return [n, from](const CallState& s) {
+        std::vector<Real> all(static_cast<std::size_t>(n));
+        std::copy_n(from(s), n, all.begin());
+        return all;
+      };
+    };
+    if (weight && dtype(weight) == DType::kBF16) return read(at<Bf16>(weight));
+    return read(at<Real>(weight));
+  }
+
   BoundOp operator()(const Route& op) {
     return with_state_type(dtype(op.scores), [&]<class Real>(Type<Real>) -> BoundOp {
       return [=, scores = at<Real>(op.scores), choice = at<std::int32_t>(op.choice), slot = at<std::int32_t>(op.slot),
               gate = at<Real>(op.gate), rows = at<std::int32_t>(op.rows), fraction = at<Real>(op.fraction),
-              bias = at<Real>(op.bias), metrics = at<double>(op.metrics), share = 1.0 / mesh_.shape().tp,
+              bias = widened<Real>(op.bias), metrics = at<double>(op.metrics), share = 1.0 / mesh_.shape().tp,
               scratch = context_.routing_scratch()](const CallState& s) {
         const RouteShape& shape = op.shape;
         const kernels::Routing<Real> routing{choice(s), slot(s), gate(s), rows(s), fraction(s), op.fraction_tokens};
@@ -450,7 +466,9 @@ class Binder {
           kernels::replay_routing<Real>(shape, op.rule, scores(s), choices.data(), kept.data(), routing, statistics,
                                         scratch);
         } else {
-          kernels::route<Real>(shape, op.rule, scores(s), bias(s), routing, statistics, scratch);
+          const std::vector<Real> correction = bias(s);
+          kernels::route<Real>(shape, op.rule, scores(s), correction.empty() ? nullptr : correction.data(), routing,
+                               statistics, scratch);
         }
         double* sums = metrics(s);
         if (!sums) return;  // recomputed: counted before

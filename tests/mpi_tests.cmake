@@ -13,7 +13,7 @@ if(TARGET executor_mpi_tests)
     set_tests_properties(${name} PROPERTIES TIMEOUT 1200 PROCESSORS 2 ENVIRONMENT
       "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMP_NUM_THREADS=1;OMPI_MCA_mpi_yield_when_idle=1;ASAN_OPTIONS=detect_leaks=0")
   endfunction()
-  add_mpi_test(executor_mpi 8 -Equalities.*:Golden.*:Families/*)
+  add_mpi_test(executor_mpi 8 -Equalities.*:Golden.*:Families/*:Grid/*)
   # Golden vectors, one test a file; files that MESHWRIGHT_CASES has besides when the tests are run are in the last one.
   add_mpi_test(golden.jaxformer 8 Golden.*)
   file(GLOB golden_files CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/data/hf_golden/*.json)
@@ -27,8 +27,12 @@ if(TARGET executor_mpi_tests)
   endforeach()
   add_mpi_test(golden.others 8 ${others})
   add_mpi_test(executor_mpi.equalities 16 Equalities.*)
+  # Every family on the plans of family_grid.h.
+  add_mpi_test(executor_mpi.mesh_invariance_of_families 8 Grid/MeshInvarianceOfFamilies.*)
+  add_mpi_test(executor_mpi.equalities_of_families 8 Grid/EqualitiesOfFamilies.*)
   # With sanitizers these take too long for every commit, `ctest --preset dev` leaves them out by their label.
-  set_tests_properties(executor_mpi executor_mpi.equalities ${golden_tests} PROPERTIES LABELS many_ranks)
+  set_tests_properties(executor_mpi executor_mpi.equalities executor_mpi.mesh_invariance_of_families
+    executor_mpi.equalities_of_families ${golden_tests} PROPERTIES LABELS many_ranks)
   if(MESHWRIGHT_SANITIZE)
     add_mpi_test(executor_mpi.messages 4 Collectives*:PointToPoint*:ByteCounter*:Rank0First*)
   endif()

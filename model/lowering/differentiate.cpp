@@ -433,10 +433,13 @@ void compute_in_front(const Piece& computation, const Differentiator& derived, c
     map_operands(op, [&](std::string_view, View& v, Access access) {
       if (!v) return;
       const auto t = static_cast<std::size_t>(v.tensor);
-      // What is kept stays as it is, even if an operation that runs again would write it once more.
-      TensorId& at = kept(v.tensor) && access != Access::kRead ? spare[t] : place[t];
+      // What is kept stays as it is, even if an operation that runs again would write it once more, and so does what the
+      // forward pass left to others (kXOut, whose memory has other uses by now).
+      const bool stays = kept(v.tensor) || computation.tensors[t].frame != Frame::kWorkspace;
+      TensorId& at = stays && access != Access::kRead ? spare[t] : place[t];
       if (at == kNoTensor) {
         backward.tensors.push_back(computation.tensors[t]);
+        if (access != Access::kRead) backward.tensors.back().frame = Frame::kWorkspace;
         at = static_cast<TensorId>(backward.tensors.size()) - 1;
       }
       v.tensor = at;

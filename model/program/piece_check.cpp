@@ -87,8 +87,8 @@ Content content_of(const Op& op, std::string_view field) {
   if (field == "metrics") return Content::kMetrics;
   if (is_in(kIndices)) return Content::kIndex;
   if (is_in(kWide)) return Content::kWide;
-  if (std::holds_alternative<SumSquares>(op) || std::holds_alternative<AdamW>(op) || std::holds_alternative<Route>(op))
-    return Content::kWide;
+  if (std::holds_alternative<Route>(op)) return field == "bias" ? Content::kNarrow : Content::kWide;  // it is a weight
+  if (std::holds_alternative<SumSquares>(op) || std::holds_alternative<AdamW>(op)) return Content::kWide;
   if (const auto* product = std::get_if<GroupedGemm>(&op))
     return product->ta && field == "c" ? Content::kWide : Content::kNarrow;
   if (std::holds_alternative<ColumnSum>(op) || std::holds_alternative<GroupedColumnSum>(op))

@@ -12,10 +12,13 @@
 #include "model/program/op_work.h"
 #include "model/program/verifier.h"
 #include "sim/simulate.h"
+#include "tests/executor_mpi/family_grid.h"
 #include "tests/executor_mpi/training_case.h"
 
 namespace meshwright {
 namespace {
+
+constexpr std::array kTypes{DType::kF32, DType::kF64, DType::kBF16};
 
 // The equalities do not depend on what anything costs.
 class UnitCost final : public CostModel {
@@ -92,6 +95,24 @@ struct Count {
   double loss = 0;
 };
 
+// Two steps of a plan on the first ranks.
+void count(const TrainingCase& c, const Plan& plan, const std::string& label, std::vector<Count>& counts) {
+  const FirstRanks ranks(plan.mesh.ranks());
+  if (!ranks) return;
+  const ProgramSet set = lower(c.model, c.shape, plan);
+  EXPECT_EQ(verify(set), std::vector<std::string>{});
+  const StepReport predicted = simulate(set, UnitCost());
+  Executor executor(set, ranks.get(), {.poison = true});
+  const std::vector<ParameterSpec> specs = parameters(c.model);
+  executor.load_parameters(initial_weights(specs, 1));
+  for (int step = 0; step < 2; ++step) {
+    const StepResult r = executor.run_step({.step = step, .fill = token_filler(c, executor.mesh(), set.step, step)});
+    const auto stage = static_cast<std::size_t>(executor.mesh().coordinates().pp);
+    counts.push_back({label, r.report, predicted.ranks[stage], program_flops(set, set.stages[stage], r.routed_rows),
+                      program_flops(set, set.stages[stage]), r.loss});
+  }
+}
+
 // Two steps of every plan, run once for all tests.
 const std::vector<Count>& counts() {
   static const std::vector<Count> all_counts = [] {
@@ -102,50 +123,39 @@ const std::vector<Count>& counts() {
     EXPECT_GE(all.size(), 40u) << "run it on 16 ranks";
     for (std::size_t i = 0; i < 3 * all.size(); ++i) {
       const Plan& plan = all[i / 3];
-      const DType compute = std::array{DType::kF32, DType::kF64, DType::kBF16}[i % 3];
-      const TrainingCase c = small_case(compute);
-      SCOPED_TRACE(to_text(plan) + " in " + std::string(name(compute)));
+      const DType compute = kTypes[i % 3];
+      const std::string label = to_text(plan) + " in " + std::string(name(compute));
+      SCOPED_TRACE(label);
       if (failed_anywhere()) break;
-      const FirstRanks ranks(plan.mesh.ranks());
-      if (!ranks) continue;
-      const ProgramSet set = lower(c.model, c.shape, plan);
-      EXPECT_EQ(verify(set), std::vector<std::string>{});
-      const StepReport predicted = simulate(set, UnitCost());
-      Executor executor(set, ranks.get(), {.poison = true});
-      const std::vector<ParameterSpec> specs = parameters(c.model);
-      executor.load_parameters(initial_weights(specs, 1));
-      for (int step = 0; step < 2; ++step) {
-        const StepResult r =
-            executor.run_step({.step = step, .fill = token_filler(c, executor.mesh(), set.step, step)});
-        const auto stage = static_cast<std::size_t>(executor.mesh().coordinates().pp);
-        counts.push_back({to_text(plan) + " in " + std::string(name(compute)), r.report, predicted.ranks[stage],
-                          program_flops(set, set.stages[stage], r.routed_rows), program_flops(set, set.stages[stage]),
-                          r.loss});
-      }
+      count(small_case(compute), plan, label, counts);
     }
     return counts;
   }();
   return all_counts;
 }
 
+void expect_flops_and_traffic(const Count& c) {
+  EXPECT_EQ(c.counted.executed_flops, c.of_routed_rows) << c.plan;
+  EXPECT_EQ(c.counted.traffic, c.predicted.traffic) << c.plan;
+  EXPECT_EQ(c.predicted.executed_flops, c.at_capacity) << c.plan;  // experts at capacity
+}
+
+void expect_live_bytes(const Count& c) {
+  EXPECT_EQ(c.counted.live.bytes, c.predicted.live.bytes) << c.plan;
+  EXPECT_EQ(c.counted.live.at_peak, c.predicted.live.at_peak) << c.plan;
+  EXPECT_EQ(c.counted.live.of_class, c.predicted.live.of_class) << c.plan;
+  EXPECT_GT(c.counted.outside_bytes.value, 0) << c.plan;
+  EXPECT_TRUE(std::isfinite(c.loss)) << c.plan;
+}
+
 TEST(Equalities, FlopsAndBytesSentOfEveryRankAreWhatTheSimulatorPredicts) {
-  for (const Count& c : counts()) {
-    EXPECT_EQ(c.counted.executed_flops, c.of_routed_rows) << c.plan;
-    EXPECT_EQ(c.counted.traffic, c.predicted.traffic) << c.plan;
-    EXPECT_EQ(c.predicted.executed_flops, c.at_capacity) << c.plan;  // experts at capacity
-  }
+  for (const Count& c : counts()) expect_flops_and_traffic(c);
 }
 
 // The peak of all classes together, what each holds then, and the peak of each: predicted by a walk of the Program's
 // lifetimes, counted from the addresses that operations touched. A byte read after its end would be NaN in every loss.
 TEST(Equalities, LiveBytesOfEveryRankByClassAreThoseThatTheExecutorCounts) {
-  for (const Count& c : counts()) {
-    EXPECT_EQ(c.counted.live.bytes, c.predicted.live.bytes) << c.plan;
-    EXPECT_EQ(c.counted.live.at_peak, c.predicted.live.at_peak) << c.plan;
-    EXPECT_EQ(c.counted.live.of_class, c.predicted.live.of_class) << c.plan;
-    EXPECT_GT(c.counted.outside_bytes.value, 0) << c.plan;
-    EXPECT_TRUE(std::isfinite(c.loss)) << c.plan;
-  }
+  for (const Count& c : counts()) expect_live_bytes(c);
 }
 
 // Both numbers come from the same placement: this shows that every rank reaches the end of its arena and nothing beyond.
@@ -178,6 +188,30 @@ TEST(Equalities, AnOperationThatReadsWhatHasEndedIsNamed) {
     EXPECT_NE(std::string(error.what()).find("not live"), std::string::npos) << error.what();
   }
 }
+
+// ---- families: the covering array of family_grid.h ---------------------------------------------------------------------------
+
+class EqualitiesOfFamilies : public testing::TestWithParam<int> {};
+
+TEST_P(EqualitiesOfFamilies, FlopsBytesSentAndLiveBytesOfEveryRankAreWhatTheSimulatorPredictsOnAllOfTheGrid) {
+  const GridFamily& family = grid_families()[static_cast<std::size_t>(GetParam())];
+  for (const Plan& plan : FamilyGrid::get().plans(GetParam()))
+    for (const DType compute : kTypes) {
+      const std::string label = to_text(plan) + " in " + std::string(name(compute));
+      SCOPED_TRACE(label);
+      if (failed_anywhere()) return;
+      std::vector<Count> counts;
+      count(grid_case(family, compute), plan, label, counts);
+      for (const Count& c : counts) {
+        expect_flops_and_traffic(c);
+        expect_live_bytes(c);
+        EXPECT_EQ(c.counted.arena_bytes, c.predicted.arena_bytes);
+      }
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Grid, EqualitiesOfFamilies, testing::Range(0, static_cast<int>(grid_families().size())),
+                         [](const auto& test) { return grid_families()[static_cast<std::size_t>(test.param)].name; });
 
 }  // namespace
 }  // namespace meshwright

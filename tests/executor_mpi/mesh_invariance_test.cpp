@@ -4,55 +4,23 @@
 
 #include <cstring>
 
-#include "executor/kernels/philox.h"
-#include "model/families/jaxformer.h"
+#include "tests/executor_mpi/family_grid.h"
 #include "tests/executor_mpi/training_case.h"
 
 namespace meshwright {
 namespace {
 
-// 8 layers and 8 heads, so that every mesh of up to 8 ranks is legal; 16 sequences of 16 tokens.
-TrainingCase small_case(DType dtype) {
-  TrainingCase c;
-  c.model = jaxformer("small",
-                      {.model_dimension = 32,
-                       .vocab_size = 40,
-                       .n_head = 8,
-                       .blocks = 4,
-                       .layers_per_block = 2,
-                       .latent_dim = 8,
-                       .dhR = 4,
-                       .dropout_rate = 0.2,
-                       .k = 2,
-                       .n_experts = 4,
-                       .n_shared = 2,
-                       .capacity_factor = 1.25},
-                      0.01);
-  // Several blocks of attention, the last one shorter, and several chunks of logits.
-  c.shape = {
-      .sequences = 16, .tokens = 16, .compute = dtype, .attention_block = 6, .logit_elements = 48 * std::int64_t{40}};
-  const auto id = [](std::int64_t step, std::int64_t q, std::int64_t t) {
-    return static_cast<std::int32_t>(kernels::mix64(static_cast<std::uint64_t>((step * 16 + q) * 16 + t)) % 40);
-  };
-  c.input = id;
-  c.target = [id](std::int64_t s, std::int64_t q, std::int64_t t) { return id(s, q, t + 1); };
-  return c;
-}
+constexpr std::size_t kGridPlans = 267;  // families' plans: the covering array of family_grid.h
 
-std::vector<Plan> meshes() {
-  std::vector<Plan> all;
-  for (const int ranks : {1, 2, 4, 8})
-    for (int dp = 1; dp <= ranks; dp *= 2)
-      for (int pp = 1; dp * pp <= ranks; pp *= 2) all.push_back({.mesh = {dp, pp, ranks / dp / pp}});
-  return all;
-}
+TrainingCase small_case(DType dtype) { return grid_case(grid_families().front(), dtype); }
 
 // Every mesh of 1, 2, 4 and 8 ranks with all combinations of schedule, microbatches (one, as many as sequences) and what is
 // computed again (none, all, by the rule, by kinds that take turns), FSDP taking its turns: every pair of values of these
 // choices stands together, and every mesh with dp > 1 meets every stage.
 std::vector<Plan> plans() {
   std::vector<Plan> all;
-  for (Plan plan : meshes()) {
+  for (const MeshShape& mesh : grid_meshes()) {
+    Plan plan{.mesh = mesh};
     int turn = 0;
     for (const Schedule schedule : {Schedule::kGPipe, Schedule::k1F1B})
       for (const int microbatches : {1, std::max(2, 16 / plan.mesh.dp)})
@@ -74,7 +42,8 @@ std::vector<Plan> plans() {
 
 struct Outcome {
   std::vector<double> losses;
-  std::vector<std::vector<double>> gradients, parameters;
+  std::vector<std::vector<double>> gradients, parameters;  // of the first step; after the last
+  std::vector<std::vector<double>> kept;                   // of those parameters, what this rank has: Executor::kept()
 };
 
 // The first steps under a plan, on the first ranks; empty on the others.
@@ -92,8 +61,9 @@ Outcome run(const TrainingCase& c, const Plan& plan, int steps, std::vector<Rout
     if (record) input.record = &record->at(static_cast<std::size_t>(s));
     if (replay) input.replay = &replay->at(static_cast<std::size_t>(s));
     out.losses.push_back(executor.run_step(input).loss);
+    if (s == 0) out.gradients = executor.gather(Executor::State::kGradients);
   }
-  out.gradients = executor.gather(Executor::State::kGradients);
+  out.kept = executor.kept(Executor::State::kParameters);
   out.parameters = executor.gather(Executor::State::kParameters);
   return out;
 }
@@ -198,6 +168,118 @@ TEST(MeshInvariance, TheSamePlanTwiceGivesTheSameBits) {
           << "parameter " << p;
   }
 }
+
+// ---- families --------------------------------------------------------------------------------------------------------------
+
+TEST(FamilyGrid, HoldsEveryPairOfValuesThatALegalPlanHas) {
+  const FamilyGrid& grid = FamilyGrid::get();
+  EXPECT_EQ(FamilyGrid::pairs(grid.rows()), grid.legal_pairs());
+  EXPECT_EQ(grid.rows().size(), kGridPlans);
+  std::set<FamilyGrid::Row> distinct;
+  for (const FamilyGrid::Row& row : grid.rows()) {
+    EXPECT_TRUE(distinct.insert(row).second);
+    const TrainingCase c = grid_case(grid_families()[static_cast<std::size_t>(row[0])], DType::kF32);
+    EXPECT_TRUE(illegalities(c.model, c.shape, grid.plan(row)).empty())
+        << c.model.name << " " << to_text(grid.plan(row));
+  }
+  // What it takes for legal is: a sample, with a prime for a stride.
+  int at = 0;
+  grid.for_each_row([&](const FamilyGrid::Row& row) {
+    if (at++ % 61 != 0) return;
+    const TrainingCase c = grid_case(grid_families()[static_cast<std::size_t>(row[0])], DType::kF32);
+    EXPECT_EQ(grid.is_legal(row), illegalities(c.model, c.shape, grid.plan(row)).empty())
+        << c.model.name << " " << to_text(grid.plan(row));
+  });
+}
+
+// The key's bias moves all scores of a row alike, unless keys are rotated: its gradient is 0 in exact arithmetic.
+bool has_no_gradient(const ModelSpec& model, const ParameterSpec& p) {
+  if (!p.name.ends_with("attention.k.bias")) return false;
+  const auto* attention = std::get_if<MultiHeadAttention>(&model.layers.front().attention);
+  return attention && attention->rope_width == 0;
+}
+
+double norm(const std::vector<double>& x) {
+  double squares = 0;
+  for (const double v : x) squares += v * v;
+  return std::sqrt(squares);
+}
+
+// Makes rank 0's values everybody's.
+void broadcast(std::vector<std::vector<double>>& tensors, const std::vector<ParameterSpec>& specs) {
+  tensors.resize(specs.size());
+  for (std::size_t p = 0; p < specs.size(); ++p) {
+    tensors[p].resize(static_cast<std::size_t>(elements(specs[p].shape)));
+    MPI_Bcast(tensors[p].data(), static_cast<int>(tensors[p].size()), MPI_DOUBLE, 0, MPI_COMM_WORLD);
+  }
+}
+
+class MeshInvarianceOfFamilies : public testing::TestWithParam<int> {
+ protected:
+  const GridFamily& family() const { return grid_families()[static_cast<std::size_t>(GetParam())]; }
+  std::vector<Plan> plans() const { return FamilyGrid::get().plans(GetParam()); }
+
+  // Loss and gradients of the first step to `tolerance`, tensor by tensor; what every rank has of every parameter after the last
+  // to 1e-10, if there are several.
+  void expect_single_rank(DType dtype, int steps, double tolerance) const {
+    constexpr double kLater = 1e-10;
+    const TrainingCase c = grid_case(family(), dtype);
+    const std::vector<ParameterSpec> specs = parameters(c.model);
+    Outcome single = run(c, Plan{}, steps);
+    broadcast(single.parameters, specs);
+    double whole = 0;
+    for (const auto& g : single.gradients) whole = std::hypot(whole, norm(g));
+    for (const Plan& plan : plans()) {
+      SCOPED_TRACE(to_text(plan));
+      if (failed_anywhere()) return;
+      const Outcome out = run(c, plan, steps);
+      if (out.losses.empty()) continue;
+      for (std::size_t p = 0; steps > 1 && p < specs.size(); ++p) {
+        double squares = 0;
+        for (std::size_t i = 0; i < out.kept[p].size(); ++i) {
+          const double difference = out.kept[p][i] - single.parameters[p][i];
+          if (!std::isnan(out.kept[p][i])) squares += difference * difference;
+        }
+        const double scale = has_no_gradient(c.model, specs[p]) ? 1 : norm(single.parameters[p]);
+        EXPECT_LE(std::sqrt(squares), kLater * scale) << specs[p].name << " after " << steps << " steps";
+      }
+      if (single.losses.empty()) continue;  // compared where the single rank ran
+      for (int s = 0; s < steps; ++s)
+        EXPECT_NEAR(out.losses[s], single.losses[s], (s == 0 ? tolerance : kLater) * single.losses[s]) << "step " << s;
+      for (std::size_t p = 0; p < specs.size(); ++p) {
+        if (!specs[p].trained) continue;
+        if (has_no_gradient(c.model, specs[p]))
+          EXPECT_LE(norm(out.gradients[p]), tolerance * whole) << specs[p].name;
+        else
+          EXPECT_LE(relative_distance(out.gradients[p], single.gradients[p]), tolerance) << specs[p].name;
+      }
+    }
+  }
+};
+
+TEST_P(MeshInvarianceOfFamilies,
+       InF64EveryPlanGivesTheSingleRanksGradientsTo1em12AndEveryRankItsParametersAfter5Steps) {
+  expect_single_rank(DType::kF64, 5, 1e-12);
+}
+TEST_P(MeshInvarianceOfFamilies, InF32EveryPlanGivesTheSingleRanksLossAndGradientsTo1em5) {
+  expect_single_rank(DType::kF32, 1, 1e-5);
+}
+TEST_P(MeshInvarianceOfFamilies, TheSamePlanTwiceGivesTheSameBits) {
+  const TrainingCase c = grid_case(family(), DType::kF32);
+  const std::vector<Plan> all = plans();
+  for (std::size_t i = 0; i < all.size(); i += 3) {
+    SCOPED_TRACE(to_text(all[i]));
+    if (failed_anywhere()) return;
+    const Outcome a = run(c, all[i], 3), b = run(c, all[i], 3);
+    EXPECT_EQ(a.losses, b.losses);
+    for (std::size_t p = 0; p < a.parameters.size(); ++p)
+      EXPECT_EQ(std::memcmp(a.parameters[p].data(), b.parameters[p].data(), a.parameters[p].size() * sizeof(double)), 0)
+          << "parameter " << p;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Grid, MeshInvarianceOfFamilies, testing::Range(0, static_cast<int>(grid_families().size())),
+                         [](const auto& test) { return grid_families()[static_cast<std::size_t>(test.param)].name; });
 
 }  // namespace
 }  // namespace meshwright
