@@ -604,7 +604,7 @@ struct Route {
   View scores, choice, slot, gate, rows, fraction;
   View metrics{};
   RouteShape shape;
-  double balance_gradient = 0;  // of the loss by a sequence's sum_e f P: alpha * balance_factor() / sequences of the step
+  double balance_gradient = 0;  // of the loss by a sequence's sum_e f P: alpha * balance_factor() / step's sequences
   View bias{};
   RoutingRule rule{};
   std::int64_t fraction_tokens = 0;  // 0: each sequence by itself

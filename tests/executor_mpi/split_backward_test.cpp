@@ -1,11 +1,12 @@
 // The two parts of a backward pass, one after the other, leave the same bits as the whole.
+#include "model/lowering/split_backward.h"
+
 #include <gtest/gtest.h>
 #include <mpi.h>
 
 #include <cstring>
 
 #include "model/families/jaxformer.h"
-#include "model/lowering/split_backward.h"
 #include "tests/executor_mpi/training_case.h"
 
 namespace meshwright {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <set>
@@ -51,7 +52,9 @@ TEST(Layouts, GoingFromOneToAnotherIsTheCollective) {
 
 TEST(Parameters, AreFoundByTheWholeOfTheirNames) {
   ProgramSet set;
-  set.parameters = {{"layers.3.moe.down.kernel", {2, 4}}, {"down.kernel", {4, 4}}};
+  const auto state = std::make_shared<StateLayout>();
+  state->parameters = {{"layers.3.moe.down.kernel", {2, 4}}, {"down.kernel", {4, 4}}};
+  set.state_layout = state;
   const Block layer{.name = "layers.3",
                     .layer = 3,
                     .units = {{.name = "layers.3", .parameters = {{0, {}, {2, 4}, 0}}, .elements = 8, .padded = 16}},

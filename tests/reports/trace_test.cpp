@@ -230,8 +230,7 @@ Simulated simulated(const std::string& plan, const std::string& system = "v4:2x2
   System machine = load_system(system, REPOSITORY "/configs");
   machine.overlaps_compute = overlaps;
   Simulated s;
-  s.set = lower(config.model, {.sequences = config.sequences, .tokens = config.sequence_length},
-                parse_plan(plan));
+  s.set = lower(config.model, {.sequences = config.sequences, .tokens = config.sequence_length}, parse_plan(plan));
   s.report = simulate(s.set, SystemCostModel(machine, s.set), {.timeline = true});
   s.trace = traced(s.report, s.set, {.one_rank_per_stage = true});
   return s;
