@@ -394,15 +394,17 @@ Ref Stage::ref_of(const Cell& cell) const {
 
 void Stage::find_effects() {
   std::vector<Library::CellUnderFrame> under;
+  std::vector<Ref> refs;  // of all variables that a stretch may use
   for (Variant& variant : variants_) {
     for (Stretch& stretch : variant.stretches) {
       under.clear();
+      refs.clear();
       std::array<std::int32_t, kStreams> stream_variable;
       for (int k = 0; k < kStreams; ++k) {
         const bool matters =
             (tracked_ & (library_.structure(stretch.structure).streams | mask_of(Stream::kCompute))) >> k & 1;
-        stream_variable[k] = matters ? static_cast<std::int32_t>(stretch.refs.size()) : -1;
-        if (matters) stretch.refs.push_back({0, k});
+        stream_variable[k] = matters ? static_cast<std::int32_t>(refs.size()) : -1;
+        if (matters) refs.push_back({0, k});
       }
       for (auto f = stretch.first_frame; f < stretch.end_frame; ++f)
         for_each_cell(frames_[f].base + frames_[f].begin, frames_[f].base + frames_[f].end, [&](Cell& cell) {
@@ -410,19 +412,18 @@ void Stage::find_effects() {
           // Nobody has left, and nobody wants, anything here.
           if (!several(m.used_before | m.unjoined_before) && !several(m.used_after | m.unanchored_after)) return;
           const Ref write = ref_of(cell);
-          auto v = static_cast<std::int32_t>(std::find(stretch.refs.begin(), stretch.refs.end(), write) -
-                                             stretch.refs.begin());
-          if (v == static_cast<std::int32_t>(stretch.refs.size())) {
-            stretch.refs.push_back(write);
-            stretch.refs.push_back({write.anchor, write.offset + 1});
+          auto v = static_cast<std::int32_t>(std::find(refs.begin(), refs.end(), write) - refs.begin());
+          if (v == static_cast<std::int32_t>(refs.size())) {
+            refs.push_back(write);
+            refs.push_back({write.anchor, write.offset + 1});
           }
           under.push_back({f - stretch.first_frame, v, m, cell.begin - frames_[f].base, cell.end - frames_[f].base});
         });
       stretch.effect =
-          library_.effect_of(stretch.structure, under, static_cast<std::int32_t>(stretch.refs.size()), stream_variable);
-      std::vector<Ref> kept;
-      for (const std::int32_t v : library_.effect(stretch.effect).kept) kept.push_back(stretch.refs[v]);
-      stretch.refs = std::move(kept);
+          library_.effect_of(stretch.structure, under, static_cast<std::int32_t>(refs.size()), stream_variable);
+      const auto& kept = library_.effect(stretch.effect).kept;
+      stretch.refs.reserve(kept.size());
+      for (const std::int32_t v : kept) stretch.refs.push_back(refs[v]);
     }
     constexpr int kWorthIt = 4;  // slots
     if (!variant.meets && variant.stretches.size() > 1 && variant.count >= kWorthIt) compose(variant);
