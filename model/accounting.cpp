@@ -74,6 +74,7 @@ ProgramSet one_rank(const ModelSpec& model, std::int64_t tokens) {
   ProgramSet set;
   set.step = {.sequences = 1, .tokens = tokens, .microbatch = 1, .microbatches = 1};
   set.state_layout = std::make_shared<const StateLayout>(place_parameters(model, set.mesh));
+  set_experts(model, set);
   return set;
 }
 

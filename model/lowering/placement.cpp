@@ -1,5 +1,6 @@
 #include "model/lowering/placement.h"
 
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -93,6 +94,16 @@ class Placer {
 }  // namespace
 
 StateLayout place_parameters(const ModelSpec& model, const MeshShape& mesh) { return Placer(model, mesh).place(); }
+
+void set_experts(const ModelSpec& model, ProgramSet& set) {
+  for (const Layer& layer : model.layers)
+    if (const auto* moe = std::get_if<Experts>(&layer.ffn)) {
+      set.experts = std::max(set.experts, moe->experts);
+      set.choices = std::max(set.choices, moe->choices);
+      ++set.moe_layers;
+    }
+  set.balance_weight = model.balance_weight;
+}
 
 StageState place_state(const ProgramSet& set, int stage, int first_layer, int layers) {
   StageState out;

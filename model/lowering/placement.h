@@ -15,6 +15,9 @@ namespace meshwright {
 // Blocks of equal layers are placed equally.
 StateLayout place_parameters(const ModelSpec& model, const MeshShape& mesh);
 
+// What the set says of all layers of experts together, but for the tokens of the balance loss.
+void set_experts(const ModelSpec& model, ProgramSet& set);
+
 // Where a rank of stage `stage`, of layers [first_layer, first_layer + layers), keeps the state of its blocks.
 StageState place_state(const ProgramSet& set, int stage, int first_layer, int layers);
 

@@ -24,13 +24,7 @@ class Writer {
                  plan.microbatches};
     set_.compute = shape.compute;
     set_.state = shape.compute == DType::kF64 ? DType::kF64 : DType::kF32;
-    for (const Layer& layer : model.layers)
-      if (const auto* moe = std::get_if<Experts>(&layer.ffn)) {
-        set_.experts = std::max(set_.experts, moe->experts);
-        set_.choices = std::max(set_.choices, moe->choices);
-        ++set_.moe_layers;
-      }
-    set_.balance_weight = model.balance_weight;
+    set_experts(model, set_);
     // An evaluation has no backwards, which a balance over other sequences would wait for: it takes each sequence by itself.
     if (set_.moe_layers > 0 && !trained) set_.balance = model.balance;
     if (trained) {
