@@ -238,7 +238,8 @@ TEST(Run, WhatCantBeRunIsSearchedAndSimulatedAndSaidToBeSo) {
     EXPECT_EQ(plan.at("runnable"), false);
     EXPECT_THAT(plan.at("not_runnable").get<std::string>(), HasSubstr("--dtype bf16"));
   }
-  for (const Json& plan : Json::parse(call({"search"}, {"--dtype", "f32", "--json"}).out).at("plans"))
+  const Json runnable = Json::parse(call({"search"}, {"--dtype", "f32", "--json"}).out);
+  for (const Json& plan : runnable.at("plans"))
     EXPECT_EQ(plan.at("runnable"), true);
 
   const std::vector<std::string> one_plan{"--plan", "2x1x1,microbatches=2"};
